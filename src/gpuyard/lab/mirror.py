@@ -1,0 +1,143 @@
+"""The lab's apt repository: simulated NVIDIA packages under the vendor's names, signed with a key of this lab."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from email.utils import formatdate
+from functools import cache
+from pathlib import Path
+
+from gpuyard.lab.host import give_to_owner, run
+from gpuyard.lab.models import AptMirror
+from gpuyard.lab.packages import recipes
+from gpuyard.lab.place import Place, flock, write_atomically
+
+_EPOCH = "1763856000"  # one date in every package: the same recipe gives the same bytes
+
+
+def build(place: Place) -> None:
+    """Make the key and the repository where they are missing or of an older recipe."""
+    if whole(place):
+        return
+    _make_key(place)
+    fresh = place.state / ".apt.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(_packages(place), fresh)
+    index = run("apt-ftparchive", "packages", ".", cwd=fresh).stdout
+    write_atomically(fresh / "Packages", index)
+    (fresh / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
+    write_atomically(fresh / "Release", _release(fresh))
+    with _gpg_home() as gpg:
+        gpg("--import", place.state / "apt-key" / "secret.asc")
+        gpg("--clearsign", "--output", fresh / "InRelease", fresh / "Release")
+        gpg("--armor", "--detach-sign", "--output", fresh / "Release.gpg", fresh / "Release")
+    write_atomically(fresh / "key.asc", (place.state / "apt-key" / "public.asc").read_text())
+    write_atomically(fresh / "recipe", recipe_digest() + "\n")
+    shutil.rmtree(place.apt, ignore_errors=True)
+    fresh.rename(place.apt)
+
+
+def whole(place: Place) -> bool:
+    try:
+        return (place.apt / "recipe").read_text().strip() == recipe_digest() and (place.apt / "InRelease").is_file()
+    except FileNotFoundError:
+        return False
+
+
+@cache
+def recipe_digest() -> str:
+    """Changes with everything a package is made of."""
+    sources = [Path(__file__), *Path(recipes.__file__).parent.glob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:12]
+
+
+def access(place: Place, uri: str) -> AptMirror:
+    key = place.state / "apt-key"
+    fingerprint = (key / "fingerprint").read_text().strip()
+    return AptMirror(uri=uri, key=(key / "public.asc").read_text(), fingerprint=fingerprint)
+
+
+def _packages(place: Place) -> Path:
+    """All packages, built once for all labs of this machine."""
+    shelf = place.cache / "lab"
+    built = shelf / f"packages-{recipe_digest()}"
+    shelf.mkdir(parents=True, exist_ok=True)
+    with flock(shelf / ".packages.lock"):
+        if not built.is_dir():
+            with tempfile.TemporaryDirectory(dir=shelf, prefix=".packages-") as scratch:
+                done = Path(scratch) / "done"
+                done.mkdir()
+                for package in recipes.packages():
+                    _build_package(package, Path(scratch) / package.name, done)
+                done.rename(built)
+                built.chmod(0o755)
+                give_to_owner(built, *built.iterdir(), shelf / ".packages.lock")
+    return built
+
+
+def _build_package(package: recipes.Package, root: Path, into: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    for path, text in package.files.items():
+        write_atomically(root / path, text)
+    for path, text in package.programs.items():
+        write_atomically(root / path, text, 0o755)
+    for path, target in package.links.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(target)
+    write_atomically(root / "DEBIAN/control", package.control)
+    for name, text in {"postinst": package.postinst, "prerm": package.prerm}.items():
+        if text:
+            write_atomically(root / "DEBIAN" / name, f"#!/bin/sh\nset -e\n{text}\n", 0o755)
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
+    deb = into / f"{package.name}_{package.version}_amd64.deb"
+    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, deb, env=environment)
+
+
+def _release(folder: Path) -> str:
+    """The list of lists, that is what is signed. Flat, as the vendor's repository is."""
+    sums = ""
+    for name in ("Packages", "Packages.gz"):
+        data = (folder / name).read_bytes()
+        sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
+    return (
+        "Origin: gpuyard-lab\nLabel: simulated NVIDIA packages\nArchitectures: amd64\n"
+        f"Date: {formatdate(usegmt=True).replace('GMT', 'UTC')}\nSHA256:\n{sums}"
+    )
+
+
+def _make_key(place: Place) -> None:
+    secret = place.state / "apt-key" / "secret.asc"
+    if not secret.is_file():
+        with _gpg_home() as gpg:
+            user = "gpuyard lab repository <lab@localhost>"
+            gpg("--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
+            listing = gpg("--with-colons", "--list-keys")
+            fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+            write_atomically(secret.with_name("public.asc"), gpg("--armor", "--export"))
+            write_atomically(secret.with_name("fingerprint"), fingerprint + "\n")
+            write_atomically(secret, gpg("--armor", "--export-secret-keys"), 0o600)
+
+
+@contextlib.contextmanager
+def _gpg_home() -> Generator[Callable[..., str]]:
+    """gpg with an empty home that is gone afterwards, and so is the agent it starts.
+
+    Not in the lab's own folder: gpg's socket would lie there, and a socket's path may have 107 letters at most.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpuyard-gpg-") as home:
+
+        def gpg(*words: str | Path) -> str:
+            return run("gpg", "--homedir", home, "--batch", "--quiet", *words).stdout
+
+        try:
+            yield gpg
+        finally:
+            run("gpgconf", "--homedir", home, "--kill", "all", check=False)

@@ -1,0 +1,1 @@
+"""The simulated NVIDIA packages of the lab."""

@@ -1,0 +1,52 @@
+"""What the artefact server gives out, and what it does not."""
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpuyard.lab import artefacts
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "nvidia/a.deb").write_text("a package")
+    (tmp_path / "nvidia/.half.deb").write_text("half a package")
+    (tmp_path / "secret").write_text("secret")
+    handler = partial(artefacts._Artefacts, who="us", roots={"nvidia": tmp_path / "nvidia"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+        thread.join(10)
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+
+
+def test_files_are_served_also_under_the_path_that_apt_asks_for(server: str) -> None:
+    assert get(f"{server}/nvidia/a.deb") == (200, "a package")
+    assert get(f"{server}/nvidia/./a.deb") == (200, "a package")
+
+
+def test_it_says_who_it_is(server: str) -> None:
+    assert get(f"{server}/health") == (200, "us")
+
+
+@pytest.mark.parametrize(
+    "path", ["/secret", "/nvidia/../secret", "/nvidia/%2e%2e/secret", "/nvidia/.half.deb", "/other/a.deb", "/"]
+)
+def test_nothing_else_is_served(server: str, path: str) -> None:
+    assert get(server + path)[0] == 404
