@@ -1,0 +1,1 @@
+"""What Pulumi makes: programs and components. The only room that imports pulumi."""

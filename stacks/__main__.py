@@ -1,0 +1,28 @@
+"""Provision one fleet: its spec and its lock in, machines and the output `handover` out."""
+
+from pathlib import Path
+
+import pulumi
+
+from gpuyard.plan.lock import check_lock, load_lock, lock_path
+from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.loader import load_fleet
+from stacks.layouts.lab import LabFleet
+
+PROJECT = Path(__file__).resolve().parent.parent
+LAYOUTS = {"lab": LabFleet}
+
+
+def provision() -> None:
+    stack = pulumi.get_stack()
+    fleet_file = PROJECT / (pulumi.Config().get("fleet") or f"fleets/{stack}.yaml")
+    try:
+        fleet = load_fleet(fleet_file)
+        check_lock(load_lock(lock_path(fleet_file)), fleet)
+    except RefusedError as refused:
+        raise pulumi.RunError(str(refused)) from refused
+    layout = LAYOUTS[fleet.provider](fleet, project=PROJECT, stack=stack)
+    pulumi.export("handover", layout.handover)
+
+
+provision()
