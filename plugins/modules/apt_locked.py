@@ -1,0 +1,439 @@
+#!/usr/bin/python
+"""Exactly these versions of these packages, in one transaction, held."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: apt_locked
+short_description: Install exactly the locked versions of packages, in one transaction, and hold them
+description:
+  - Looks the versions up, rehearses the transaction, and refuses before it changes anything when a version is unknown,
+    when another package would have to go, or when a version would go back without consent.
+  - Ends a transaction that was interrupted (C(dpkg --configure -a)) before it starts its own.
+  - Sets the hold again after each change, since a change of a held package clears it.
+options:
+  packages:
+    description: Package names with the exact version of each.
+    type: dict
+    required: true
+  state:
+    description: C(present) installs and holds; C(absent) purges what is there of these packages, whatever its version.
+    type: str
+    choices: [present, absent]
+    default: present
+  replaces:
+    description:
+      - Packages (shell patterns) that go in exchange, in the same transaction. Any other removal is refused.
+    type: list
+    elements: str
+    default: []
+  allow_downgrade:
+    description: Consent to go back to an older version.
+    type: bool
+    default: false
+  sources_file:
+    description: Sources file of the repository, whose index is read again when a version is not known.
+    type: path
+  refresh:
+    description: Read the index again in any case, for a repository or a key that is new.
+    type: bool
+    default: false
+  expect_known:
+    description:
+      - Whether a version that is not known is refused. Before the repository is on the node a check run cannot know;
+        it then says so and rehearses nothing.
+    type: bool
+    default: true
+author: [gpuyard]
+attributes:
+  check_mode: {support: full, description: Rehearses the transaction with apt and reports what it would change.}
+  diff_mode: {support: full, description: Shows version and hold of each package before and after.}
+"""
+
+EXAMPLES = r"""
+- name: Put the locked driver on the node
+  gpuyard.fleet.apt_locked:
+    packages: {nvidia-driver-cuda: 580.126.20-1, libnvidia-ml1: 580.126.20-1}
+"""
+
+RETURN = r"""
+installed:
+  description: Package=version of what was, or would be, installed.
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: Packages that were, or would be, removed.
+  returned: success
+  type: list
+  elements: str
+held:
+  description: Packages whose hold was, or would be, set.
+  returned: success
+  type: list
+  elements: str
+ended_interrupted:
+  description: Whether an interrupted transaction of dpkg was ended first.
+  returned: success
+  type: bool
+looked_up:
+  description: Whether the versions were looked up; a check run before the repository is there cannot.
+  returned: success
+  type: bool
+"""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+VERSION = re.compile(r"(?:[0-9]+:)?[0-9][A-Za-z0-9.+~-]*")
+
+# What dpkg-query prints for each package; `Have` is read from it.
+QUERY = "${Package}\t${Architecture}\t${Version}\t${db:Status-Want}\t${db:Status-Status}\n"
+
+GONE = ("not-installed", "config-files")
+# Triggers that still wait are dpkg's everyday life, not a fault.
+WHOLE = (*GONE, "installed", "triggers-pending", "triggers-awaited")
+
+APT_GET = (
+    "apt-get",
+    "--yes",
+    "--no-install-recommends",
+    # Another apt run (a timer, a person) may hold the lock for a while: wait for it, but not for ever.
+    "--option=DPkg::Lock::Timeout=300",
+    # A question about a changed configuration file would wait for an answer nobody gives.
+    "--option=Dpkg::Options::=--force-confdef",
+    "--option=Dpkg::Options::=--force-confold",
+)
+
+ENVIRONMENT = {
+    "LC_ALL": "C",
+    "DEBIAN_FRONTEND": "noninteractive",
+    # On Ubuntu needrestart would restart services (an engine that answers) behind our back.
+    "NEEDRESTART_SUSPEND": "1",
+}
+
+
+class Have(NamedTuple):
+    """One installed package."""
+
+    version: str
+    held: bool
+
+
+class RefusedError(Exception):
+    """What was found, why it is refused, the smallest change that would pass."""
+
+
+def malformed(packages: dict[str, str]) -> list[str]:
+    """The entries that are not a package name with an exact version."""
+    wrong = []
+    for name, version in packages.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            wrong.append(f"{name!r} is not a package name")
+        elif not isinstance(version, str) or not VERSION.fullmatch(version):
+            wrong.append(f"{name}: {version!r} is not an exact version")
+    return wrong
+
+
+def parse_installed(text: str, architecture: str) -> dict[str, Have]:
+    """Installed packages in dpkg-query's words; half-installed ones count, leftover configuration does not."""
+    installed = {}
+    for line in text.splitlines():
+        name, arch, version, want, status = line.split("\t")
+        if arch in (architecture, "all") and status not in GONE:
+            # Killed while it was unpacked, a package has some of its files: no version can be said to be there.
+            installed[name] = Have("" if status == "half-installed" else version, want == "hold")
+    return installed
+
+
+def parse_broken(text: str) -> dict[str, str]:
+    """Packages that are neither whole nor gone, with their state in dpkg's word."""
+    fields = [line.split("\t") for line in text.splitlines()]
+    return {name: status for name, _, _, _, status in fields if status not in WHOLE}
+
+
+def parse_known(text: str) -> dict[str, list[str]]:
+    """Versions that `apt-cache madison` lists for each package, in its order: newest first."""
+    known: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        # Sources are listed as well; they cannot be installed.
+        if len(fields) == 3 and not fields[2].endswith("Sources"):
+            versions = known.setdefault(fields[0], [])
+            if fields[1] not in versions:
+                versions.append(fields[1])
+    return known
+
+
+def parse_removals(simulation: str) -> list[str]:
+    """Packages that a simulated transaction would remove."""
+    return sorted({line.split()[1] for line in simulation.splitlines() if line.startswith(("Remv ", "Purg "))})
+
+
+def unknown(packages: dict[str, str], installed: dict[str, Have], known: dict[str, list[str]]) -> list[str]:
+    """A sentence for each wanted version that is neither installed nor in any repository."""
+    sentences = []
+    for name, version in sorted(packages.items()):
+        there = name in installed and installed[name].version == version
+        if not there and version not in known.get(name, []):
+            offers = ", ".join(known.get(name, [])) or "no version of it"
+            sentences.append(f"{name}={version} (the repositories have {offers})")
+    return sentences
+
+
+def wanted_state(packages: dict[str, str], installed: dict[str, Have]) -> tuple[list[str], list[str]]:
+    """What has to be installed, and what has to be held (a change of a held package clears its hold)."""
+    install = [name for name in sorted(packages) if name not in installed or installed[name].version != packages[name]]
+    hold = [name for name in sorted(packages) if name in install or not installed[name].held]
+    return install, hold
+
+
+def describe(names: Sequence[str], state: dict[str, Have]) -> str:
+    """The state of packages as lines, for the diff."""
+    lines = []
+    for name in sorted(names):
+        have = state.get(name)
+        words = "absent" if have is None else have.version + (" held" if have.held else "")
+        lines.append(f"{name} {words}\n")
+    return "".join(lines)
+
+
+class Node:
+    """The node's package manager. Each command is a list of words; nothing passes a shell."""
+
+    def __init__(self, run: Callable[..., tuple[int, str, str]]) -> None:
+        self._run = run
+
+    def _ask(self, *command: str) -> str:
+        code, out, err = self._run(list(command), environ_update=ENVIRONMENT)
+        if code != 0:
+            raise RefusedError("APT-BROKEN: {} failed ({}): {}".format(" ".join(command[:2]), code, tail(err or out)))
+        return out
+
+    def installed(self, names: Sequence[str]) -> dict[str, Have]:
+        architecture = self._ask("dpkg", "--print-architecture").strip()
+        # dpkg-query exits 1 when one of the names is unknown to it, which is an answer, not a failure.
+        query = ["dpkg-query", "--show", "--showformat=" + QUERY, *sorted(names)]
+        return parse_installed(self._run(query, environ_update=ENVIRONMENT)[1], architecture)
+
+    def known(self, names: Sequence[str]) -> dict[str, list[str]]:
+        return parse_known(self._ask("apt-cache", "madison", *sorted(names)))
+
+    def refresh(self, sources_file: str) -> None:
+        """Reads this one repository's index. Other repositories, which may be out of reach, are left as they are."""
+        command = [
+            "apt-get",
+            "update",
+            # Without it a wrong or missing key is a warning, the old index stays, and the exit status is 0.
+            "--error-on=any",
+            "--option=Dir::Etc::SourceList=" + sources_file,
+            "--option=Dir::Etc::SourceParts=-",
+            "--option=APT::Get::List-Cleanup=0",
+            "--option=DPkg::Lock::Timeout=300",
+        ]
+        code, out, err = self._run(command, environ_update=ENVIRONMENT)
+        if code != 0:
+            raise RefusedError(
+                f"APT-REPOSITORY: apt does not accept the repository of {sources_file}: {tail(err or out)}. Nothing "
+                "was installed from it. Give the key that signs it, or an address that answers."
+            )
+
+    def audit(self) -> str:
+        """What dpkg finds wrong. `apt-get check` stays silent about a failed postinst."""
+        return self._ask("dpkg", "--audit").strip()
+
+    def broken(self) -> dict[str, str]:
+        return parse_broken(self._ask("dpkg-query", "--show", "--showformat=" + QUERY))
+
+    def end_interrupted(self) -> None:
+        self._run(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"], environ_update=ENVIRONMENT)
+
+    def older(self, version: str, than: str) -> bool:
+        return self._run(["dpkg", "--compare-versions", version, "lt", than])[0] == 0
+
+    def simulate(self, words: Sequence[str]) -> str:
+        code, out, err = self._run([*APT_GET, "--simulate", *words], environ_update=ENVIRONMENT)
+        if code != 0:
+            raise RefusedError(
+                f"APT-IMPOSSIBLE: apt finds no way to do it: {tail(out + err)}. The packages of the lock do not fit "
+                "together or their repository lacks a dependency; lock a set that fits."
+            )
+        return out
+
+    def apply(self, words: Sequence[str]) -> None:
+        code, out, err = self._run([*APT_GET, *words], environ_update=ENVIRONMENT)
+        if code != 0:
+            broken = self.audit()
+            raise RefusedError(
+                "APT-FAILED: the transaction failed ({}): {}. {}".format(
+                    code,
+                    tail(out + "\n" + err),
+                    "dpkg says: " + broken if broken else "dpkg is clean; run again when the cause is mended.",
+                )
+            )
+
+    def mark(self, mark: str, names: Sequence[str]) -> None:
+        if names:
+            self._ask("apt-mark", mark, *sorted(names))
+
+
+def tail(text: str, lines: int = 12) -> str:
+    """The end of a tool's output, which is where it says what went wrong."""
+    return " / ".join(line.strip() for line in text.strip().splitlines()[-lines:] if line.strip())
+
+
+def end_interrupted(node: Node, check: bool) -> bool:
+    """Ends a transaction that was killed; says whether there was one."""
+    if not node.audit():
+        return False
+    if not check:
+        node.end_interrupted()
+    return True
+
+
+def refuse_broken(node: Node, mended: Sequence[str]) -> None:
+    """A package that stays broken is only bearable when the transaction that follows mends it."""
+    broken = {name: status for name, status in node.broken().items() if name not in mended}
+    if broken:
+        raise RefusedError(
+            "APT-DPKG-BROKEN: {} is not whole, and `dpkg --configure -a` did not mend it. Mend or remove it "
+            "there (`dpkg --audit` says more), then run again.".format(
+                ", ".join(f"{name} ({status})" for name, status in sorted(broken.items()))
+            )
+        )
+
+
+def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    packages = params["packages"]
+    interrupted = end_interrupted(node, check)
+    before = node.installed([*packages, *params["replaces"]])
+    install, hold = wanted_state(packages, before)
+    going = sorted(name for name in before if name not in packages)
+    if interrupted and not check:
+        # A package that waits for another one of the lock is configured with it.
+        refuse_broken(node, [*packages, *going] if install or going else [])
+    if params["refresh"] and not check:
+        node.refresh(params["sources_file"])
+    looked_up = True
+    removals = going
+    if install or going:
+        back = [
+            f"{name} {before[name].version} -> {packages[name]}"
+            for name in install
+            if name in before and node.older(packages[name], before[name].version)
+        ]
+        if back and not params["allow_downgrade"]:
+            raise RefusedError(
+                "APT-DOWNGRADE: {} would go back to an older version. Give consent (allow_downgrade) where that is "
+                "meant, or lock the version that is installed.".format(", ".join(back))
+            )
+        missing = unknown(packages, before, node.known(list(packages)))
+        if missing and params["sources_file"] and not params["refresh"] and not check:
+            node.refresh(params["sources_file"])
+            missing = unknown(packages, before, node.known(list(packages)))
+        if missing and params["expect_known"]:
+            raise RefusedError(
+                "APT-VERSION-UNKNOWN: not to be had on this node: {}. Lock a version that is there, or bring the "
+                "locked one into the repository.".format("; ".join(missing))
+            )
+        looked_up = not missing
+        words = ["install", "--allow-change-held-packages", *(["--allow-downgrades"] if back else [])]
+        words += [f"{name}={version}" for name, version in sorted(packages.items())]
+        # Named with a minus sign it goes even though it is held and pinned.
+        words += [f"{name}-" for name in going]
+        # An interrupted dpkg answers no simulation; a check run has left it as it found it.
+        if looked_up and not (check and interrupted):
+            removals = parse_removals(node.simulate(words))
+            refused = [name for name in removals if name not in going]
+            if refused:
+                raise RefusedError(
+                    "APT-REMOVES: installing {} would remove {}. Nothing that is not named as replaced may go; name it "
+                    "(replaces), or lock packages that live beside it.".format(", ".join(install), ", ".join(refused))
+                )
+        if not check:
+            node.apply(words)
+    if not check:
+        node.mark("hold", hold)
+        after = node.installed(list(packages))
+        wrong = wanted_state(packages, after)
+        if wrong != ([], []):
+            raise RefusedError(
+                "APT-NOT-LOCKED: after the transaction {} still differ(s) from the lock: {}".format(
+                    ", ".join(sorted(set(wrong[0] + wrong[1]))), describe(list(packages), after)
+                )
+            )
+    return {
+        "changed": bool(install or hold or going or interrupted),
+        "installed": [f"{name}={packages[name]}" for name in install],
+        "removed": removals,
+        "held": hold,
+        "ended_interrupted": interrupted,
+        "looked_up": looked_up,
+        "diff": {
+            "before": describe([*packages, *going], before),
+            "after": describe([*packages, *going], {name: Have(version, True) for name, version in packages.items()}),
+        },
+    }
+
+
+def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    names = list(params["packages"])
+    interrupted = end_interrupted(node, check)
+    before = node.installed(names)
+    if interrupted and not check:
+        refuse_broken(node, list(before))
+    if before:
+        words = ["purge", "--allow-change-held-packages", *sorted(before)]
+        if not (check and interrupted):
+            refused = [name for name in parse_removals(node.simulate(words)) if name not in before]
+            if refused:
+                raise RefusedError(
+                    "APT-REMOVES: removing {} would take {} along. Remove what needs it first, or name it as "
+                    "well.".format(", ".join(sorted(before)), ", ".join(refused))
+                )
+        if not check:
+            node.mark("unhold", list(before))
+            node.apply(words)
+    return {
+        "changed": bool(before or interrupted),
+        "installed": [],
+        "removed": sorted(before),
+        "held": [],
+        "ended_interrupted": interrupted,
+        "looked_up": True,
+        "diff": {"before": describe(names, before), "after": describe(names, {})},
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "packages": {"type": "dict", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "replaces": {"type": "list", "elements": "str", "default": []},
+            "allow_downgrade": {"type": "bool", "default": False},
+            "sources_file": {"type": "path"},
+            "refresh": {"type": "bool", "default": False},
+            "expect_known": {"type": "bool", "default": True},
+        },
+        required_if=[("refresh", True, ["sources_file"])],
+        supports_check_mode=True,
+    )
+    packages = module.params["packages"]
+    wrong = malformed(packages)
+    if wrong:
+        module.fail_json(msg="APT-MALFORMED: {}. Write name: version, as the lock does.".format("; ".join(wrong)))
+    make = make_present if module.params["state"] == "present" else make_absent
+    try:
+        result = make(Node(module.run_command), module.params, module.check_mode) if packages else {"changed": False}
+    except RefusedError as refused:
+        module.fail_json(msg=str(refused))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

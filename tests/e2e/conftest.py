@@ -1,0 +1,108 @@
+"""One lab fleet for all end-to-end tests, made from nothing and interrupted twice on the way up."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tools.bench_kill import killed_after
+
+PROJECT = Path(__file__).resolve().parents[2]
+STACK = "lab"
+MODEL = "smollm2-135m-instruct"
+
+
+@dataclass
+class Run:
+    """What one command did: exit code, everything it printed, seconds it took."""
+
+    rc: int
+    output: str
+    seconds: float
+
+    def changed(self) -> dict[str, int]:
+        """Changed tasks per node, summed over all of ansible's recaps. Empty when there was no recap."""
+        changed: dict[str, int] = {}
+        for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE):
+            if host != "localhost":
+                changed[host] = changed.get(host, 0) + int(count)
+        return changed
+
+
+def run(*argv: str, timeout: float = 900, stdin: str | None = None) -> Run:
+    """Run one command in the project, never with a terminal, always with a deadline."""
+    started = time.monotonic()
+    # A file, not a pipe: a connection that ansible keeps open (ControlPersist) inherits it and would hold a pipe open.
+    log = PROJECT / ".gpuyard/e2e.out"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w+") as out:
+        done = subprocess.run(
+            argv,
+            cwd=PROJECT,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+            text=True,
+            input=stdin or "",
+        )
+        out.seek(0)
+        text = out.read()
+    return Run(done.returncode, re.sub(r"\x1b\[[0-9;]*m", "", text), time.monotonic() - started)
+
+
+def playbook(name: str, *args: str, stack: str = STACK, timeout: float = 1200) -> Run:
+    return run("ansible-playbook", "-i", f"inventories/{stack}", f"playbooks/{name}.yml", *args, timeout=timeout)
+
+
+def on(node: str, command: str, timeout: float = 120) -> str:
+    """Run a shell line on a node of the lab; its output. Fails the test if the line fails."""
+    done = run("gpuyard", "lab", "ssh", node, "--", command, timeout=timeout)
+    assert done.rc == 0, f"{command!r} on {node}: {done.output}"
+    return done.output.strip()
+
+
+@dataclass
+class Fleet:
+    """The lab fleet, and what was seen while it came up."""
+
+    seed: int
+    clean_check: Run
+    up: Run
+    interrupted: dict[str, bool] = field(default_factory=dict[str, bool])
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    """Down, then up: `pulumi up` killed in the middle, a check on clean nodes, a converge killed in the middle,
+    then `gpuyard lab up`, which has to heal all that. The seed is printed so that a failure can be had again."""
+    assert shutil.which("pulumi"), "source ./activate first"
+    seed = int(os.environ.get("GPUYARD_SEED", random.randrange(10**6)))  # noqa: S311  (a dice roll, not a secret)
+    dice = random.Random(seed)  # noqa: S311
+    print(f"GPUYARD_SEED={seed}")
+
+    assert run("gpuyard", "lab", "down").rc == 0
+    assert run("pulumi", "stack", "select", "--create", STACK).rc == 0
+    interrupted = {
+        "pulumi up": killed_after(dice.uniform(2, 8), "pulumi", "up", "--stack", STACK, "--yes", "--skip-preview")
+    }
+    # A killed `pulumi up` leaves its lock behind; this is pulumi's own word for taking it away.
+    run("pulumi", "cancel", "--stack", STACK, "--yes")
+    provision = run("pulumi", "up", "--stack", STACK, "--yes", "--skip-preview")
+    assert provision.rc == 0, provision.output
+
+    clean_check = playbook("site", "--check", "--diff")
+    interrupted["site.yml"] = killed_after(
+        dice.uniform(10, 60), "ansible-playbook", "-i", f"inventories/{STACK}", "playbooks/site.yml"
+    )
+    up = run("gpuyard", "lab", "up", timeout=1800)
+    yield Fleet(seed, clean_check, up, interrupted)
+    if not os.environ.get("GPUYARD_KEEP_LAB"):
+        assert run("gpuyard", "lab", "down").rc == 0
