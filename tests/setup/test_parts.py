@@ -1,0 +1,85 @@
+"""The run of all tests: what counts as a pass, what is said of the rest."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+JUNIT = """<testsuites><testsuite>
+<testcase classname="t" name="a"/><testcase classname="t" name="b"><failure message="no">trace</failure></testcase>
+<testcase classname="t" name="c"><error message="no">trace</error></testcase>
+<testcase classname="t" name="d"><skipped type="pytest.skip" message="no zsh"/></testcase></testsuite></testsuites>"""
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    # By path: the standard library has a package of this name.
+    spec = importlib.util.spec_from_file_location("gpuyard_parts", PROJECT / "tools/test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "setup_seconds", lambda: None)
+    return module
+
+
+def part(parts, name="one", run=lambda _: None, hindrance="", **more):
+    return parts.Part(name, run, 60, lambda: hindrance, **more)
+
+
+def test_the_counts_are_those_pytest_wrote_down(parts, tmp_path):
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    report = parts.read_junit(tmp_path / "junit.xml")
+    assert (report.passed, report.failed, report.skipped) == (1, 2, ["t::d: no zsh"])
+
+
+def test_a_failed_part_keeps_no_other_from_running(parts, monkeypatch, capsys):
+    first = part(parts, "first", lambda _: parts.Report(passed=3, failed=1))
+    second = part(parts, "second", lambda _: parts.Report(passed=4))
+    monkeypatch.setattr(parts, "PARTS", [first, second])
+    assert parts.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "7 passed, 1 failed"
+
+
+def test_what_was_not_run_is_listed_with_its_reason(parts, monkeypatch, capsys):
+    skipping = part(parts, "unit", lambda _: parts.Report(passed=1, skipped=["t::d: no zsh"]))
+    monkeypatch.setattr(parts, "PARTS", [skipping, part(parts, "lab", hindrance="needs root")])
+    assert parts.main([]) == 0
+    said = capsys.readouterr().out
+    assert "  unit: t::d: no zsh" in said
+    assert "  lab: needs root" in said
+
+
+def test_in_ci_a_part_that_cannot_run_is_a_failure(parts, monkeypatch, capsys):
+    monkeypatch.setattr(parts, "IN_CI", True)
+    without_gpu = part(parts, "hardware", hindrance="no GPU", always_in_ci=False)
+    monkeypatch.setattr(parts, "PARTS", [part(parts, "lab", hindrance="needs root"), without_gpu])
+    assert parts.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "0 passed, 1 failed"
+
+
+def test_in_ci_a_skipped_lab_test_is_a_failure(parts, monkeypatch):
+    monkeypatch.setattr(parts, "IN_CI", True)
+    lab = part(parts, "lab", lambda _: parts.Report(passed=1, skipped=["t::d: no lab"]))
+    monkeypatch.setattr(parts, "PARTS", [lab])
+    assert parts.main([]) == 1
+
+
+@pytest.mark.parametrize(("code", "why"), [(5, "no test was found"), (2, "collecting failed"), (124, "time was over")])
+def test_a_run_of_pytest_that_failed_outside_a_test_is_a_failure(parts, monkeypatch, code, why):
+    monkeypatch.setattr(parts, "ended", lambda *_: code)
+    assert parts.pytest("lab")(60).failed == 1, why
+
+
+def test_a_command_that_does_not_end_is_ended(parts, capsys):
+    assert parts.ended(["sleep", "1000"], 1) == 124
+    assert "was stopped: it had 1 s" in capsys.readouterr().out
+
+
+def test_an_unknown_part_is_refused_with_those_there_are(parts, capsys):
+    assert parts.main(["units"]) == 2
+    assert "lint, unit, engine, lab, molecule, hardware" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+"""Kill a converge at random moments, run it again, and compare the nodes with those of an undisturbed run.
+
+Each round starts from fresh nodes of the `molecule` fleet, kills the whole process group of `ansible-playbook` with
+SIGKILL at a random moment, runs the same playbook to its end, asks verify.yml, and compares each node's state with
+the reference: packages and holds, files below /etc, /usr/local and /var/lib/models, enabled units.
+
+Usage: python tools/bench_kill.py [--rounds 10] [--seed N] [--stack molecule]
+Exit code 0 only if every round came to the reference state.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Files that differ between two machines that are the same by intent: identities, keys, caches with times in them.
+STATE = r"""
+dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\n'
+apt-mark showhold
+systemctl list-unit-files --no-legend --state=enabled,disabled,masked | sort
+find /etc /var/lib/models /usr/local -type f ! -name '*.pyc' ! -name machine-id ! -name ld.so.cache ! -name '*.cache' \
+  ! -name resolv.conf ! -path '/etc/ssh/ssh_host_*' ! -name '*-' -print0 | sort -z | xargs -0 sha256sum
+"""
+
+
+def run(*argv: str, timeout: float = 1800) -> tuple[int, str]:
+    """One command in the project: exit code and output."""
+    log = PROJECT / ".gpuyard/bench_kill.out"
+    with log.open("w+") as out:
+        done = subprocess.run(
+            argv,
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+        out.seek(0)
+        return done.returncode, out.read()
+
+
+def must(*argv: str) -> str:
+    """One command that has to succeed; its output."""
+    rc, output = run(*argv)
+    if rc:
+        sys.exit(f"{' '.join(argv)} ended with {rc}\n{output[-4000:]}")
+    return output
+
+
+def fresh(stack: str) -> None:
+    """New machines, nothing on them."""
+    must("gpuyard", "lab", "down", "--stack", stack)
+    must("pulumi", "stack", "select", "--create", stack)
+    must("pulumi", "up", "--stack", stack, "--yes", "--skip-preview")
+
+
+def state(stack: str) -> dict[str, list[str]]:
+    """Each node's state, a line per fact."""
+    facts: dict[str, list[str]] = {}
+    for node in (f"{stack}-gateway-0", f"{stack}-chat-0"):
+        facts[node] = must("gpuyard", "lab", "ssh", "--stack", stack, node, "--", STATE).splitlines()
+    return facts
+
+
+def digest(facts: dict[str, list[str]]) -> str:
+    """Twelve hex digits that name a state."""
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
+
+
+def killed_after(seconds: float, *argv: str) -> bool:
+    """Start a command and SIGKILL its process group after so long. True if it was still running."""
+    child = subprocess.Popen(
+        argv,
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        return True
+    return False
+
+
+def main() -> int:
+    """Reference run, then the rounds; prints a line each and what differed."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  (dice, not a secret)
+    options.add_argument("--stack", default="molecule")
+    args = options.parse_args()
+    dice = random.Random(args.seed)  # noqa: S311
+    site = ("ansible-playbook", "-i", f"inventories/{args.stack}", "playbooks/site.yml")
+    verify = ("ansible-playbook", "-i", f"inventories/{args.stack}", "playbooks/verify.yml")
+
+    print(f"seed {args.seed}: reference run on fresh nodes", flush=True)
+    fresh(args.stack)
+    started = time.monotonic()
+    must(*site)
+    whole = time.monotonic() - started
+    must(*verify)
+    reference = state(args.stack)
+    print(f"reference: converged in {whole:.0f} s, state {digest(reference)}", flush=True)
+
+    failures = 0
+    for number in range(1, args.rounds + 1):
+        fresh(args.stack)
+        moment = dice.uniform(0.02, 0.98) * whole
+        killed = killed_after(moment, *site)
+        rc, output = run(*site)
+        healthy = rc == 0 and run(*verify)[0] == 0
+        found = state(args.stack)
+        same = found == reference
+        print(
+            f"round {number:2}: {'killed' if killed else 'had ended'} at {moment:4.0f} s, again: rc {rc}, "
+            f"verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
+            flush=True,
+        )
+        if rc:
+            print(output[-3000:])
+        for node in reference:
+            for line in sorted(set(reference[node]) ^ set(found[node])):
+                print(f"    {node}: {'missing' if line in reference[node] else 'extra  '} {line}")
+        failures += not (killed and healthy and same)
+    must("gpuyard", "lab", "down", "--stack", args.stack)
+    print(f"{args.rounds - failures} of {args.rounds} kills converged to the reference state")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

