@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -75,8 +76,8 @@ def digest(facts: dict[str, list[str]]) -> str:
     return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
 
 
-def killed_after(seconds: float, *argv: str) -> bool:
-    """Start a command and SIGKILL its process group after so long. True if it was still running."""
+def killed_when(due: Callable[[], bool], *argv: str) -> bool:
+    """Start a command and SIGKILL its process group as soon as `due` says so. False if it ended before that."""
     child = subprocess.Popen(
         argv,
         cwd=PROJECT,
@@ -85,13 +86,20 @@ def killed_after(seconds: float, *argv: str) -> bool:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        return True
+    deadline = time.monotonic() + 1800
+    while child.poll() is None:
+        if due() or time.monotonic() > deadline:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return True
+        time.sleep(0.02)
     return False
+
+
+def killed_after(seconds: float, *argv: str) -> bool:
+    """The same after a time."""
+    moment = time.monotonic() + seconds
+    return killed_when(lambda: time.monotonic() >= moment, *argv)
 
 
 def main() -> int:

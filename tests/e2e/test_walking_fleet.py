@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench_kill import killed_after
+from gpuyard.lab.place import read_json
+from tools.bench_kill import killed_when
 
 from .conftest import MODEL, PROJECT, STACK, Fleet, on, playbook, run
 
@@ -179,7 +180,8 @@ def test_a_killed_engine_and_a_killed_gateway_come_back_by_systemd_alone(fleet: 
 
 
 def test_a_node_killed_by_hand_is_seen_and_healed_by_the_next_up(fleet: Fleet) -> None:
-    pid = json.loads((PROJECT / f".gpuyard/labs/{STACK}/nodes/lab-chat-1/process.json").read_text())["pid"]
+    record = PROJECT / f".gpuyard/labs/{STACK}/nodes/lab-chat-1/process.json"
+    pid = json.loads(record.read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     within(20, "the node to be gone", lambda: not Path(f"/proc/{pid}").exists())
 
@@ -189,7 +191,10 @@ def test_a_node_killed_by_hand_is_seen_and_healed_by_the_next_up(fleet: Fleet) -
     assert refresh.rc == 0, refresh.output
     assert "running" in refresh.output, refresh.output
 
-    killed_after(2.5, "pulumi", "up", "--stack", STACK, "--yes", "--skip-preview")
+    def booting() -> bool:
+        return (read_json(record) or {}).get("pid", pid) != pid
+
+    assert killed_when(booting, "pulumi", "up", "--stack", STACK, "--yes", "--skip-preview"), "it ended too early"
     healed = run("gpuyard", "lab", "up", timeout=1500)
     assert healed.rc == 0, healed.output
     within(60, "both engines in rotation", all_up)

@@ -146,7 +146,7 @@ exec "$@"
 def start(place: Place, name: str, record: Path, log: Path, command: Sequence[str | Path]) -> Process:
     """Start a program that outlives us, in a session and a control group of its own.
 
-    Where systemd is PID 1 the group is a delegated scope (written for, unproven: the build machines have none).
+    Where systemd is PID 1 the group is a delegated scope (written for, unproven: no test has run on such a host).
     """
     record.unlink(missing_ok=True)
     words = ["sh", "-c", _BECOME, "gpuyard-lab", record, log]
