@@ -57,6 +57,16 @@ def test_every_file_with_a_test_is_collected() -> None:
     assert lost == []
 
 
+def test_links_are_links() -> None:
+    """A copy that does not know links leaves a file with the target's name in it, and Ansible finds no collection."""
+    flat = [
+        name_of(path)
+        for path in committed()
+        if path.stat().st_size < 200 and re.fullmatch(r"(\.\./)*\.\.(/[\w./-]+)?", text_of(path))
+    ]
+    assert flat == []
+
+
 def test_every_test_file_holds_a_test() -> None:
     empty = [
         name_of(path)
