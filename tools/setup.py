@@ -31,6 +31,7 @@ STEPS: Mapping[str, Step] = {
     for step in (
         Step("state", machine.state_ready, machine.make_state, seconds=30),
         Step("debs", machine.debs_ready, machine.make_debs, seconds=900, gib=0.2, source=DEBIAN_ARCHIVE),
+        Step("haproxy", machine.haproxy_ready, machine.make_haproxy, needs=("debs",), source=DEBIAN_ARCHIVE),
         Step("uv", machine.uv_ready, machine.make_uv, needs=("debs",), seconds=300, gib=0.1, source=PYTHON_INDEX),
         Step(
             "python",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,9 +26,11 @@ USER_KEY = "u" * 32
 OTHER_USER_KEY = "o" * 32
 ENGINE_KEY = "e" * 32
 AUTHORIZATION = f"Authorization: Bearer {USER_KEY}\r\n"
-HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
+# Installed, or where `make setup` unpacks it.
+UNPACKED = Path(os.environ.get("GPUYARD_CACHE", ""), "haproxy/bin")
+HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:{UNPACKED}") or ""
 
-needs_haproxy = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="needs Debian's package haproxy")
+needs_haproxy = pytest.mark.skipif(not HAPROXY, reason="no haproxy; run `make setup`")
 
 
 class FakeEngine:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.ground import (
@@ -73,25 +73,75 @@ def make_debs(work: Work) -> str:
         )
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
     by_hand = f"sudo apt-get update && sudo {' '.join(install)}"
-    options = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]
     why = f"the packages {', '.join(missing)} are missing"
-    words = [install[0], *options, *install[1:]]
     # A service that a package starts must not be taken for a part of this set-up that still runs.
     work.held = ()
-    try:
-        work.run(as_root(["env", "DEBIAN_FRONTEND=noninteractive", *words], by_hand, why))
-    except NeedsRootError:
-        raise
-    except SetupError:
-        # The lists are missing or old. Whether the archive answered, install says: another one may be broken for long.
-        try:
-            work.run(as_root(["apt-get", *options, "update"], by_hand, why))
-        except SetupError as refusal:
-            work.log.open("a").write(f"{refusal}\n")
-        work.run(as_root(["env", "DEBIAN_FRONTEND=noninteractive", *words], by_hand, why))
+    with_fresh_lists(work, as_root(["env", "DEBIAN_FRONTEND=noninteractive", *apt(*install[1:])], by_hand, why), why)
     if still := missing_packages():
         raise SetupError("SETUP-DEBS", f"apt installed without an error, and {', '.join(still)} are still missing")
     return f"installed {', '.join(missing)}"
+
+
+def apt(*words: str) -> list[str]:
+    return ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", *words]
+
+
+def with_fresh_lists(work: Work, command: Sequence[str | Path], why: str) -> None:
+    """Run apt; where it fails, because the lists of packages are missing or old, bring them and run it again."""
+    try:
+        work.run(command)
+    except SetupError:
+        # Whether the archive answered, the second run says: another one in the sources may be broken for long.
+        try:
+            work.run(as_root(apt("update"), "sudo apt-get update", why))
+        except NeedsRootError:
+            raise
+        except SetupError as refusal:
+            work.log.open("a").write(f"{refusal}\n")
+        work.run(command)
+
+
+# --- haproxy: what tests of the gateway's configuration run; unpacked, so that no service of it comes up here ----
+
+HAPROXY_WRAPPER = """\
+#!/bin/sh
+home=$(dirname "$(dirname "$(readlink -f "$0")")")
+LD_LIBRARY_PATH=$(printf '%s:' "$home"/tree/usr/lib/*-linux-gnu "$home"/tree/lib/*-linux-gnu)
+export LD_LIBRARY_PATH
+exec "$home/tree/usr/sbin/haproxy" "$@"
+"""
+
+
+def haproxy() -> Path:
+    return cache() / "haproxy/bin/haproxy"
+
+
+def haproxy_ready() -> str | None:
+    installed = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if installed:
+        return installed
+    return str(haproxy()) if answers([haproxy(), "-v"]) else None
+
+
+def make_haproxy(work: Work) -> str:
+    home = haproxy().parent.parent
+    partial = home.with_name(f"{home.name}.partial")
+    remove(partial)
+    for folder in ("bin", "tree", "archives/partial"):
+        (partial / folder).mkdir(parents=True)
+    # As a user: nothing of the machine's own package state is written, so its lock is not needed either.
+    mine = ["-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={partial / 'archives'}", "--download-only"]
+    why = "the tests of the gateway's configuration run HAProxy"
+    with_fresh_lists(work, apt(*mine, "install", "--yes", "--no-install-recommends", "haproxy"), why)
+    for package in sorted((partial / "archives").glob("*.deb")):
+        work.run(["dpkg-deb", "--extract", package, partial / "tree"])
+    put(partial / "bin/haproxy", HAPROXY_WRAPPER.encode(), 0o755)
+    remove(partial / "archives")
+    remove(home)
+    partial.rename(home)
+    if haproxy_ready() is None:
+        raise SetupError("SETUP-HAPROXY", f"{haproxy()} does not run; see {work.log}")
+    return str(haproxy())
 
 
 # --- uv, Python, and the control side's environment --------------------------------------------------------------
