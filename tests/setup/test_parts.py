@@ -62,11 +62,12 @@ def test_in_ci_a_part_that_cannot_run_is_a_failure(parts, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "0 passed, 1 failed"
 
 
-def test_in_ci_a_skipped_lab_test_is_a_failure(parts, monkeypatch):
+@pytest.mark.parametrize(("name", "always", "code"), [("lab", True, 1), ("unit", True, 1), ("hardware", False, 0)])
+def test_in_ci_a_skipped_test_is_a_failure_where_ci_can_run_it(parts, monkeypatch, name, always, code):
     monkeypatch.setattr(parts, "IN_CI", True)
-    lab = part(parts, "lab", lambda _: parts.Report(passed=1, skipped=["t::d: no lab"]))
-    monkeypatch.setattr(parts, "PARTS", [lab])
-    assert parts.main([]) == 1
+    holed = part(parts, name, lambda _: parts.Report(passed=1, skipped=["t::d: no lab"]), always_in_ci=always)
+    monkeypatch.setattr(parts, "PARTS", [holed])
+    assert parts.main([]) == code
 
 
 @pytest.mark.parametrize(("code", "why"), [(5, "no test was found"), (2, "collecting failed"), (124, "time was over")])
