@@ -2,13 +2,16 @@
 
 Each round starts from fresh nodes of the `molecule` fleet, kills the whole process group of `ansible-playbook` with
 SIGKILL at a random moment, runs the same playbook to its end, asks verify.yml, and compares each node's state with
-the reference: packages and holds, files below /etc, /usr/local and /var/lib/models, enabled units.
+the reference: packages and holds, files below /etc, /usr/local and /var/lib/models, enabled units. The moment is one of
+the reference run, told as a task and a time within it, so that a faster or slower run is met at the same place.
 
 Usage: python tools/bench_kill.py [--rounds 10] [--seed N] [--stack molecule]
 Exit code 0 only if every round came to the reference state.
 """
 
 import argparse
+import bisect
+import functools
 import hashlib
 import os
 import random
@@ -21,13 +24,16 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Files that differ between two machines that are the same by intent: identities, keys, caches with times in them.
+# Files that differ between two machines that are the same by intent are left out: identities, caches. Of two it is
+# told that they are there: the key of the lab's own repository, new with each lab, and the times of a checked model.
 STATE = r"""
 dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\n'
 apt-mark showhold
 systemctl list-unit-files --no-legend --state=enabled,disabled,masked | sort
 find /etc /var/lib/models /usr/local -type f ! -name '*.pyc' ! -name machine-id ! -name ld.so.cache ! -name '*.cache' \
-  ! -name resolv.conf ! -path '/etc/ssh/ssh_host_*' ! -name '*-' -print0 | sort -z | xargs -0 sha256sum
+  ! -name resolv.conf ! -path '/etc/ssh/ssh_host_*' ! -name '*-' ! -name '.*.stat' \
+  ! -path /etc/apt/keyrings/gpuyard-nvidia.asc -print0 | sort -z | xargs -0 sha256sum
+find /etc/apt/keyrings /var/lib/models -type f -printf '%p %m\n' | sort
 """
 
 
@@ -76,16 +82,17 @@ def digest(facts: dict[str, list[str]]) -> str:
     return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
 
 
-def killed_when(due: Callable[[], bool], *argv: str) -> bool:
+def killed_when(due: Callable[[], bool], *argv: str, log: Path = Path(os.devnull)) -> bool:
     """Start a command and SIGKILL its process group as soon as `due` says so. False if it ended before that."""
-    child = subprocess.Popen(
-        argv,
-        cwd=PROJECT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log.open("w") as out:
+        child = subprocess.Popen(
+            argv,
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 1800
     while child.poll() is None:
         if due() or time.monotonic() > deadline:
@@ -96,10 +103,26 @@ def killed_when(due: Callable[[], bool], *argv: str) -> bool:
     return False
 
 
-def killed_after(seconds: float, *argv: str) -> bool:
-    """The same after a time."""
-    moment = time.monotonic() + seconds
-    return killed_when(lambda: time.monotonic() >= moment, *argv)
+class Watch:
+    """Follows a playbook by what it prints: when each of its tasks began, in seconds since its start."""
+
+    log = PROJECT / ".gpuyard/bench_kill.site"
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+        self.log.unlink(missing_ok=True)
+        self.started = time.monotonic()
+
+    def look(self) -> int:
+        """How many tasks have begun by now."""
+        tasks = self.log.read_text().count("\nTASK [") if self.log.is_file() else 0
+        self.began += [time.monotonic() - self.started] * (tasks - len(self.began))
+        return tasks
+
+    def has_passed(self, task: int, seconds: float) -> bool:
+        """Whether so long has gone by in a task, or the next one has begun."""
+        tasks = self.look()
+        return tasks > task or (tasks == task and time.monotonic() - self.started >= self.began[-1] + seconds)
 
 
 def main() -> int:
@@ -115,9 +138,9 @@ def main() -> int:
 
     print(f"seed {args.seed}: reference run on fresh nodes", flush=True)
     fresh(args.stack)
-    started = time.monotonic()
-    must(*site)
-    whole = time.monotonic() - started
+    watch = Watch()
+    killed_when(lambda: watch.look() < 0, *site, log=Watch.log)
+    whole, began = time.monotonic() - watch.started, watch.began
     must(*verify)
     reference = state(args.stack)
     print(f"reference: converged in {whole:.0f} s, state {digest(reference)}", flush=True)
@@ -125,15 +148,18 @@ def main() -> int:
     failures = 0
     for number in range(1, args.rounds + 1):
         fresh(args.stack)
-        moment = dice.uniform(0.02, 0.98) * whole
-        killed = killed_after(moment, *site)
+        moment = dice.uniform(began[0], began[-1])
+        task = bisect.bisect(began, moment)
+        within = moment - began[task - 1]
+        watch = Watch()
+        killed = killed_when(functools.partial(watch.has_passed, task, within), *site, log=Watch.log)
         rc, output = run(*site)
         healthy = rc == 0 and run(*verify)[0] == 0
         found = state(args.stack)
         same = found == reference
         print(
-            f"round {number:2}: {'killed' if killed else 'had ended'} at {moment:4.0f} s, again: rc {rc}, "
-            f"verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
+            f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3} of {len(began)}, "
+            f"again: rc {rc}, verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
             flush=True,
         )
         if rc:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench_kill import killed_after, killed_when
+from tools.bench_kill import Watch, killed_when
 
 PROJECT = Path(__file__).resolve().parents[2]
 STACK = "lab"
@@ -104,9 +104,9 @@ def fleet() -> Iterator[Fleet]:
     assert provision.rc == 0, provision.output
 
     clean_check = playbook("site", "--check", "--diff")
-    interrupted["site.yml"] = killed_after(
-        dice.uniform(10, 60), "ansible-playbook", "-i", f"inventories/{STACK}", "playbooks/site.yml"
-    )
+    watch, task = Watch(), dice.randint(5, 60)
+    site = ("ansible-playbook", "-i", f"inventories/{STACK}", "playbooks/site.yml")
+    interrupted["site.yml"] = killed_when(lambda: watch.look() >= task, *site, log=Watch.log)
     up = run("gpuyard", "lab", "up", timeout=1800)
     yield Fleet(seed, clean_check, up, interrupted)
     if not os.environ.get("GPUYARD_KEEP_LAB"):
