@@ -92,6 +92,8 @@ def killed_when(due: Callable[[], bool], *argv: str, log: Path = Path(os.devnull
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # What it does is read from what it prints, while it does it.
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     deadline = time.monotonic() + 1800
     while child.poll() is None:
@@ -158,8 +160,8 @@ def main() -> int:
         found = state(args.stack)
         same = found == reference
         print(
-            f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3} of {len(began)}, "
-            f"again: rc {rc}, verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
+            f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3}/{len(began)}, then "
+            f"rc {rc}, verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
             flush=True,
         )
         if rc:
