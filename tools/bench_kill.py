@@ -160,8 +160,9 @@ def main() -> int:
         found = state(args.stack)
         same = found == reference
         print(
-            f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3}/{len(began)}, then "
-            f"rc {rc}, verify {'green' if healthy else 'RED'}, state {digest(found)} {'same' if same else 'DIFFERS'}",
+            f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3}, "
+            f"again: rc {rc}, verify {'green' if healthy else 'RED'}, "
+            f"state {digest(found)} {'same' if same else 'DIFFERS'}",
             flush=True,
         )
         if rc:
