@@ -152,7 +152,7 @@ def test_each_claim_names_the_tests_that_carry_it(row: list[str]) -> None:
 def test_changelog_fragments_are_well_formed() -> None:
     fragments = [path for path in (PROJECT / "changelog.d").iterdir() if path.name != ".gitkeep"]
     for path in fragments:
-        assert re.fullmatch(r"[0-9]+\.(added|changed|fixed|removed)\.md", path.name), path.name
+        assert re.fullmatch(r"[0-9]+(-[a-z]+)?\.(added|changed|fixed|removed)\.md", path.name), path.name
         text = path.read_text()
         assert text.endswith("\n") and text.strip(), path.name
         assert text.strip().endswith("."), f"{path.name}: a sentence or two for users"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,34 @@ def test_an_engine_without_gpus_sees_no_device_and_one_with_gpus_sees_them_alone
     assert (cuda["DevicePolicy"], cuda["DeviceAllow"]) == (["closed"], ["char-nvidia* rw"])
 
 
+def rows_of_the_readme() -> dict[str, list[str]]:
+    """The role's table of what CUDA lives with: for each setting the CPU's, the CUDA's, and the reason."""
+    lines = (ROLE / "README.md").read_text().splitlines()
+    start = lines.index("| Setting | CPU | CUDA | Why, and how it is known |") + 2
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[start:] if line]
+    return {row[0].rstrip("="): row[1:] for row in cells}
+
+
+def test_what_touches_devices_memory_or_namespaces_says_how_it_is_known_to_suit_cuda(written: dict[str, str]) -> None:
+    rows = rows_of_the_readme()
+    touching = re.compile(
+        r"Device|Private(Users|IPC|Mounts|Network)|Namespaces|Memory|MEMLOCK|Proc(Subset)|SystemCallF"
+    )
+    for flavour, column in (("cpu", 0), ("cuda", 1)):
+        unit = Unit(written[f"{flavour} unit"] + written[f"{flavour} instance"])
+        set_here = {name for name in unit.values if touching.search(name)}
+        assert set_here <= set(rows), f"not in the table: {set_here - set(rows)}"
+        for name, row in rows.items():
+            said = unit[name][0].removesuffix(" rw") if unit[name] else None
+            unset = {None: ("no", "none", "all", "closed by `PrivateDevices=")}
+            assert row[column] == said or row[column] in unset.get(said, ()), f"{flavour} {name}: {said}"
+    for name, (_, cuda, why) in rows.items():
+        sourced = re.search(r"\]\(https://|Ollama's unit has it", why) and re.search(
+            r"20\d\d-\d\d-\d\d|Ollama's unit", why
+        )
+        assert sourced or cuda in ("no", "none", "all"), f"{name} is on for CUDA and nobody is known to run CUDA so"
+
+
 def test_an_environment_value_is_taken_as_it_is(written: dict[str, str]) -> None:
     assert 'QUOTED="a \\"b\\" \\$HOME \\`id\\` \\\\ {{ 7 * 7 }}"\n' in written["cpu env"]
 
@@ -111,6 +140,7 @@ def test_the_unit_has_no_way_up(written: dict[str, str]) -> None:
     unit = Unit(written["cpu unit"])
     assert unit["NoNewPrivileges"] == ["yes"]
     assert unit["CapabilityBoundingSet"] == [""]
+    assert unit["PrivateUsers"] == ["yes"], "all engines have one account, and would read each other's environment"
     assert unit["User"] == ["vllm"]
     assert unit["ProtectSystem"] == ["strict"]
     assert unit["Restart"] == ["always"]
