@@ -27,7 +27,7 @@ def version() -> str:
     """That of the vLLM it stands for."""
     found = re.search(r'^VERSION = "([0-9.]+)"$', (SOURCE / "server.py").read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
-        raise SystemExit(f"ENGINE-VERSION: {SOURCE / 'server.py'} has no line VERSION = \"…\"; put it back")
+        raise SystemExit(f'ENGINE-VERSION: {SOURCE / "server.py"} has no line VERSION = "…"; put it back')
     return found[1]
 
 

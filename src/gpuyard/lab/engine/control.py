@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -26,6 +26,12 @@ class Faults:
     """{"code": n, "message": text}: the engine ends before it listens."""
     seed: int = 0
     """Chooses which tokens are wrong."""
+
+
+KINDS: dict[str, Any] = {
+    **{"hang": bool, "wrong_token_rate": (int, float), "latency_factor": (int, float)},
+    **{"crash_on_prompt": str, "exit_at_start": (dict, type(None)), "seed": int},
+}
 
 
 class Control:
@@ -51,11 +57,13 @@ class Control:
         """A file that cannot be understood is no fault: it is told, and what was before stays."""
         try:
             with open(self.path, encoding="utf-8") as file:  # noqa: PTH123
-                told = json.load(file)
-            known = {each.name for each in fields(Faults)}
-            if unknown := set(told) - known:
-                raise ValueError(f"it has {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-            return Faults(**{key: value for key, value in told.items() if value is not None})
+                told: dict[str, Any] = dict(json.load(file))
+            for name, value in told.items():
+                if name not in KINDS:
+                    raise ValueError(f"it has {name}; known are {', '.join(KINDS)}")
+                if not isinstance(value, KINDS[name]):
+                    raise ValueError(f"{name} is {value!r}")
+            return Faults(**told)
         except (OSError, ValueError, TypeError) as error:
             print(f"CONTROL-FILE: {self.path}: {error}; what it said before holds on", flush=True)
             return self.faults

@@ -324,3 +324,7 @@ def main() -> None:
         for descriptor in held:
             os.close(descriptor)
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
