@@ -20,7 +20,7 @@ SOURCE = PROJECT / "src/gpuyard/lab/engine"
 NAME = "vllm-sim"
 # By this path the unit starts an engine, whichever it is.
 START = "vllm/entrypoints/openai/api_server.py"
-STARTS = '"""Started like the real engine."""\n\nfrom vllm_sim.server import main\n\nif __name__ == "__main__":\n    main()\n'
+STARTS = 'from vllm_sim.server import main\n\nif __name__ == "__main__":\n    main()\n'
 
 
 def version() -> str:

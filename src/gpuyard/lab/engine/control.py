@@ -29,8 +29,12 @@ class Faults:
 
 
 KINDS: dict[str, Any] = {
-    **{"hang": bool, "wrong_token_rate": (int, float), "latency_factor": (int, float)},
-    **{"crash_on_prompt": str, "exit_at_start": (dict, type(None)), "seed": int},
+    "hang": bool,
+    "wrong_token_rate": (int, float),
+    "latency_factor": (int, float),
+    "crash_on_prompt": str,
+    "exit_at_start": (dict, type(None)),
+    "seed": int,
 }
 
 
@@ -57,13 +61,13 @@ class Control:
         """A file that cannot be understood is no fault: it is told, and what was before stays."""
         try:
             with open(self.path, encoding="utf-8") as file:  # noqa: PTH123
-                told: dict[str, Any] = dict(json.load(file))
+                told: Any = json.load(file)
             for name, value in told.items():
                 if name not in KINDS:
                     raise ValueError(f"it has {name}; known are {', '.join(KINDS)}")
                 if not isinstance(value, KINDS[name]):
                     raise ValueError(f"{name} is {value!r}")
             return Faults(**told)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             print(f"CONTROL-FILE: {self.path}: {error}; what it said before holds on", flush=True)
             return self.faults
