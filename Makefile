@@ -47,6 +47,10 @@ test-engine: ## the tests with the real Pulumi engine
 test-lab: setup ## the tests on the lab's machines
 	@. ./activate && python tools/test.py lab
 
+.PHONY: test-contract
+test-contract: setup ## the simulated engine and the real vLLM, asked the same
+	@. ./activate && python tools/test.py contract
+
 .PHONY: molecule
 molecule: setup ## every molecule scenario
 	@. ./activate && python tools/test.py molecule

@@ -24,6 +24,12 @@ class RefusedError(Exception):
         self.code = code
         self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
+    @classmethod
+    def of(cls, message: str, param: str, *value: object) -> RefusedError:
+        """A value that cannot be; the message ends with what it was."""
+        shown = "".join(f", value={each}" for each in value)
+        return cls(f"{message} (parameter={param}{shown})", param=param)
+
 
 def compact(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -32,17 +38,11 @@ def compact(value: object) -> bytes:
 # --- what a request says ---------------------------------------------------------------------------------------------
 
 
-def invalid(kind: str, place: str, message: str, given: object, param: str | None = None) -> RefusedError:
+def invalid(kind: str, place: str, message: str, given: object, **more: object) -> RefusedError:
     """A field of the wrong kind, worded like the validation of the real server."""
-    shown = f"<{type(given).__name__} of {len(given)} items>" if isinstance(given, (list, dict)) else given  # pyright: ignore[reportUnknownArgumentType]
-    text = str({"type": kind, "loc": place, "msg": message, "input": shown})
-    return RefusedError(f"1 validation error:\n  {text}", "Bad Request", param or place)
-
-
-def wrong(message: str, param: str | None, body: object) -> RefusedError:
-    """A value that contradicts another one."""
-    shown = f"Value error, {message}"
-    return invalid("value_error", "body", shown, body, param)
+    shown = f"<{type(given).__name__} of {len(given)} items>" if isinstance(given, (list, dict)) else str(given)  # pyright: ignore[reportUnknownArgumentType]
+    text = str({"type": kind, "loc": place, "msg": message, "input": shown, **more})
+    return RefusedError(f"1 validation error:\n  {text}", "Bad Request", place)
 
 
 def an_int(value: object, place: str) -> int:
@@ -126,19 +126,14 @@ def body_of(raw: bytes, content_type: str) -> Json:
     """The body as an object. Raises RefusedError."""
     if content_type.split(";")[0].strip().lower() != "application/json":
         message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
-        raise RefusedError(message.split("\n  ")[1], "Bad Request", None)
+        raise RefusedError(message, "Bad Request")
     if not raw:
         raise invalid("missing", "body", "Field required", None)
     try:
         told: object = json.loads(raw)
-    except ValueError as error:
-        place = getattr(error, "pos", 0)
-        raise RefusedError(
-            "1 validation error:\n  "
-            + str({"type": "json_invalid", "loc": f"body.{place}", "msg": "JSON decode error", "input": {}}),
-            "Bad Request",
-            f"body.{place}",
-        ) from None
+    except json.JSONDecodeError as error:
+        place = f"body.{error.pos}"
+        raise invalid("json_invalid", place, "JSON decode error", {}, ctx={"error": error.msg}) from None
     if not isinstance(told, dict):
         message = "Input should be a valid dictionary or object to extract fields from"
         raise invalid("model_attributes_type", "body", message, told)
@@ -154,22 +149,29 @@ def checked(body: Json) -> Json:
     return found
 
 
-def ask_of(body: Json, *, chat: bool, names: list[str], max_model_len: int, request_id: str | None) -> Ask:
+def ask_of(
+    body: Json, *, chat: bool, names: list[str], max_model_len: int, request_id: str | None, tools: bool = False
+) -> Ask:
     """What a body asks for. The order of the checks is that of the real server: form, model, prompt, numbers."""
     if body.get("stream_options") and not body.get("stream"):
-        raise wrong("Stream options can only be defined when `stream=True`.", "stream_options", body)
+        raise RefusedError.of("Stream options can only be defined when `stream=True`.", "stream_options")
     logprobs = logprobs_of(body, chat)
     if not chat and body.get("prompt") in (None, ""):
-        raise wrong("Either prompt or prompt_embeds must be provided and non-empty.", "prompt", body)
+        raise RefusedError.of("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if chat and "messages" not in body:
         raise invalid("missing", "body.messages", "Field required", body)
     told = checked(body)
     words: list[tuple[str, str]] = []
     if chat:
-        words = [words_of(message, place) for place, message in enumerate(messages_of(told["messages"]))]
+        words = conversation_of(told["messages"], names[0])
     refuse_another_model(told.get("model"), names)
+    if not chat and "suffix" in told:
+        message = "suffix is only supported for models with FIM completion rendering"
+        raise RefusedError(message, param="suffix")
+    if chat and told.get("tools") and told.get("tool_choice", "auto") == "auto" and not tools:
+        raise RefusedError('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
     if chat:
-        texts: list[Any] = ["".join(f"<|{role}|>{text}\n" for role, text in words) + "<|assistant|>"]
+        texts: list[Any] = [as_prompt(words)]
         echoed = encode(next((text for role, text in reversed(words) if role == "user"), ""))
     else:
         texts = prompts_of(told["prompt"])
@@ -182,7 +184,7 @@ def ask_of(body: Json, *, chat: bool, names: list[str], max_model_len: int, requ
     ask = Ask(chat, prompts, " ".join(text for text in texts if isinstance(text, str)), echoed)
     ask.n = n
     ask.echo = not chat and told.get("echo", False)
-    ask.most = max_model_len - longest if most is None else most
+    ask.most = max_model_len - longest if most is None else min(most, max_model_len - longest)
     ask.least = told.get("min_tokens", 0)
     stop = told.get("stop", [])
     ask.stop = [stop] if isinstance(stop, str) else list(stop)
@@ -210,36 +212,44 @@ def logprobs_of(body: Json, chat: bool) -> int | None:
     name = "top_logprobs" if chat else "logprobs"
     value = body.get(name)
     if value is not None and not isinstance(value, (int, float)):
-        raise wrong(f"`{name}` must be an integer.", name, body)
+        raise RefusedError.of(f"`{name}` must be an integer.", name, value)
     if value is not None and value < 0 and value != -1:
-        raise wrong(f"`{name}` must be a positive value or -1.", name, body)
+        raise RefusedError.of(f"`{name}` must be a positive value or -1.", name, value)
     if chat and value and not body.get("logprobs"):
-        raise wrong("when using `top_logprobs`, `logprobs` must be set to true.", name, body)
+        raise RefusedError.of("when using `top_logprobs`, `logprobs` must be set to true.", name)
     if chat:
         return int(value or 0) if body.get("logprobs") else None
     return None if value is None else int(value)
 
 
-def messages_of(messages: object) -> list[Any]:
+def conversation_of(messages: object, name: str) -> list[tuple[str, str]]:
+    """Role and text of each message."""
     if not isinstance(messages, list):
         raise invalid("list_type", "body.messages", "Input should be a valid list", messages)
-    return messages  # pyright: ignore[reportUnknownVariableType]
+    told: list[Any] = messages  # pyright: ignore[reportUnknownVariableType]
+    words = [words_of(message, place, name) for place, message in enumerate(told)]
+    if not words:
+        raise RefusedError("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    return words
 
 
-def words_of(message: Any, place: int) -> tuple[str, str]:
+def as_prompt(words: list[tuple[str, str]]) -> str:
+    return "".join(f"<|{role}|>{text}\n" for role, text in words) + "<|assistant|>"
+
+
+def words_of(message: Any, place: int, name: str) -> tuple[str, str]:
     """Role and text of one message."""
     where = f"body.messages.{place}"
     if not isinstance(message, dict):
         raise invalid("dict_type", where, "Input should be a valid dictionary", message)
     told: Json = message  # pyright: ignore[reportUnknownVariableType]
     if "role" not in told:
-        raise invalid("missing", f"{where}.role", "Field required", told)
+        raise invalid("missing", f"{where}.ChatCompletionDeveloperMessageParam.role", "Field required", told)
     content = told.get("content") or ""
     if isinstance(content, list):
         parts: list[Json] = content  # pyright: ignore[reportUnknownVariableType]
-        if other := [part.get("type") for part in parts if part.get("type") != "text"]:
-            kind = str(other[0]).split("_")[0]
-            raise RefusedError(f"At most 0 {kind}(s) may be provided in one prompt.")
+        if any(part.get("type") != "text" for part in parts):
+            raise RefusedError(f"{name} is not a multimodal model")
         content = "\n".join(str(part.get("text", "")) for part in parts)
     return str(told["role"]), str(content)
 
@@ -255,7 +265,7 @@ def prompts_of(prompt: object) -> list[Any]:
         if all(isinstance(each, str) for each in told) or all(isinstance(each, list) for each in told):
             return told
     if prompt == []:
-        raise RefusedError("Please provide at least one prompt")
+        raise RefusedError("You must pass at least one prompt")
     raise invalid("string_type", "body.prompt", "Input should be a valid string", prompt)  # pyright: ignore[reportUnknownArgumentType]
 
 
@@ -266,46 +276,46 @@ def refuse_another_model(model: str | None, names: list[str]) -> None:
 
 
 def refuse_what_does_not_fit(prompt: int, most: int | None, max_model_len: int) -> None:
-    if prompt + (most or 1) > max_model_len:
-        raise RefusedError(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {most or 1} output "
-            f"tokens and your prompt contains {prompt} input tokens, for a total of {prompt + (most or 1)} tokens. "
-            "Please reduce the length of the input prompt or the number of requested output tokens.",
-            param="input_tokens",
+    if most is not None and most > max_model_len:
+        message = f"max_tokens={most} cannot be greater than max_model_len={max_model_len}."
+        raise RefusedError.of(f"{message} Please request fewer output tokens.", "max_tokens", most)
+    if prompt > max_model_len:
+        least = max_model_len + 1
+        raise RefusedError.of(
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least "
+            f"{least} input tokens, which exceeds this limit even without any output tokens. Please reduce the length "
+            "of the input prompt.",
+            "input_tokens",
+            least,
         )
 
 
 def refuse_numbers(ask: Ask, told: Json) -> None:
-    def refuse(message: str, param: str | None = None) -> None:
-        raise RefusedError(message, param=param)
-
-    if not 1 <= ask.n <= MOST_N:
-        refuse(f"n must be at least 1, got {ask.n}." if ask.n < 1 else f"n must be at most {MOST_N}, got {ask.n}.")
     temperature, top_p, top_k = told.get("temperature", 1.0), told.get("top_p", 1.0), told.get("top_k", 0)
+    if not 1 <= ask.n <= MOST_N:
+        limit = "at least 1" if ask.n < 1 else f"at most {MOST_N}"
+        raise RefusedError(f"n must be {limit}, got {ask.n}.")
     for name in ("presence_penalty", "frequency_penalty"):
         if not -2 <= told.get(name, 0) <= 2:
-            refuse(f"{name} must be in [-2, 2], got {told[name]}.")
-    if temperature < 0:
-        refuse(f"temperature must be non-negative, got {temperature}.", "temperature")
-    if temperature > 2:
-        refuse(f"temperature must be in [0, 2], got {temperature}.", "temperature")
+            raise RefusedError(f"{name} must be in [-2, 2], got {told[name]}.")
+    if not 0 <= temperature <= 2:
+        limit = "non-negative" if temperature < 0 else "in [0, 2]"
+        raise RefusedError.of(f"temperature must be {limit}, got {temperature}.", "temperature", temperature)
     if not 0 < top_p <= 1:
-        refuse(f"top_p must be in (0, 1], got {top_p}.", "top_p")
+        raise RefusedError.of(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
     if top_k < -1:
-        refuse(f"top_k must be 0 (disable), or at least 1, got {top_k}.")
-    if ask.most < 1 and not ask.echo:
-        refuse(f"max_tokens must be at least 1, got {ask.most}.", "max_tokens")
+        raise RefusedError(f"top_k must be 0 (disable), or at least 1, got {top_k}.")
+    if ask.most < (0 if ask.echo else 1):
+        raise RefusedError.of(f"max_tokens must be at least 1, got {ask.most}.", "max_tokens", ask.most)
     if ask.least > ask.most:
-        refuse(f"min_tokens must be less than or equal to max_tokens={ask.most}, got {ask.least}.")
+        raise RefusedError(f"min_tokens must be less than or equal to max_tokens={ask.most}, got {ask.least}.")
     if not all(ask.stop):
-        refuse("stop cannot contain an empty string.")
+        raise RefusedError("stop cannot contain an empty string.")
     if temperature == 0 and ask.n > 1:
-        refuse(f"n must be 1 when using greedy sampling, got {ask.n}.")
+        raise RefusedError(f"n must be 1 when using greedy sampling, got {ask.n}.")
     if ask.logprobs is not None and ask.logprobs > MOST_LOGPROBS:
-        refuse(
-            f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {MOST_LOGPROBS}",
-            "logprobs",
-        )
+        message = f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {MOST_LOGPROBS}"
+        raise RefusedError.of(message, "logprobs", ask.logprobs)
 
 
 # --- one answer as it grows ------------------------------------------------------------------------------------------
@@ -360,12 +370,6 @@ class Choice:
         self.sent = ready
         return piece
 
-    def cut(self, reason: str) -> Piece:
-        """The end that comes from outside."""
-        piece = Piece(self.index, self.text[self.sent :], [], reason, first=not self.tokens)
-        self.sent = len(self.text)
-        return piece
-
 
 # --- what an answer says ---------------------------------------------------------------------------------------------
 
@@ -390,11 +394,18 @@ def alternatives(token: int, count: int, *place: object) -> list[tuple[int, floa
     return found
 
 
-def completion_logprobs(tokens: list[int], count: int, offset: int) -> Json:
+def completion_logprobs(prompt: list[int], tokens: list[int], count: int, offset: int) -> Json:
+    """An echoed prompt is shown before the answer; nothing is known of how likely it was."""
     offsets: list[int] = []
     shown: list[str] = []
-    values: list[float] = []
-    tops: list[dict[str, float]] = []
+    values: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    for token in prompt:
+        offsets.append(offset)
+        offset += len(text_of(token))
+        shown.append(text_of(token))
+        values.append(None)
+        tops.append(None)
     for place, token in enumerate(tokens):
         ways = alternatives(token, count, place)
         offsets.append(offset)
@@ -439,15 +450,16 @@ def full_answer(ask: Ask, model: str, created: int, fingerprint: str, ends: list
 
 def completion_choice(ask: Ask, choice: Choice, end: Piece) -> Json:
     prompt = ask.prompts[choice.index // ask.n]
-    shown = [*prompt, *choice.tokens] if ask.echo else choice.tokens
+    before = prompt if ask.echo else []
+    said = choice.text if ask.most else ""
     return {
         "index": choice.index,
-        "text": "".join(map(text_of, prompt)) + choice.text if ask.echo else choice.text,
-        "logprobs": None if ask.logprobs is None else completion_logprobs(shown, ask.logprobs, 0),
+        "text": "".join(map(text_of, before)) + said,
+        "logprobs": None if ask.logprobs is None else completion_logprobs(before, choice.tokens, ask.logprobs, 0),
         "finish_reason": end.finish,
         "stop_reason": end.stop,
         "token_ids": choice.tokens if ask.token_ids else None,
-        "prompt_logprobs": None,
+        "prompt_logprobs": [None] * len(prompt) if before and ask.logprobs is not None else None,
         "prompt_token_ids": prompt if ask.token_ids else None,
         "routed_experts": None,
     }
@@ -506,14 +518,14 @@ class Chunks:
                 choice["stop_reason"] = piece.stop
             choice["token_ids"] = ids
         else:
-            echoed = ask.echo and piece.first
-            tokens = [*prompt, *piece.tokens] if echoed else piece.tokens
+            before = prompt if ask.echo and piece.first else []
             offset = self.offsets.get(piece.index, 0)
-            self.offsets[piece.index] = offset + sum(len(text_of(token)) for token in tokens)
+            self.offsets[piece.index] = offset + sum(len(text_of(token)) for token in [*before, *piece.tokens])
+            told = None if ask.logprobs is None else completion_logprobs(before, piece.tokens, ask.logprobs, offset)
             choice = {
                 "index": piece.index,
-                "text": "".join(map(text_of, prompt)) + piece.text if echoed else piece.text,
-                "logprobs": None if ask.logprobs is None else completion_logprobs(tokens, ask.logprobs, offset),
+                "text": "".join(map(text_of, before)) + piece.text,
+                "logprobs": told,
                 "finish_reason": piece.finish,
                 "stop_reason": piece.stop,
                 "prompt_token_ids": prompt if ask.token_ids and piece.first else None,
@@ -525,7 +537,8 @@ class Chunks:
     def usage(self, index: int) -> Json:
         if not self.ask.usage_always:
             return {}
-        return {"usage": usage_of(len(self.ask.prompts[index // self.ask.n]), self.counts.get(index, 0))}
+        usage = usage_of(len(self.ask.prompts[index // self.ask.n]), self.counts.get(index, 0))
+        return {"usage": {**usage, "completion_tokens_details": None} if self.ask.chat else usage}
 
     def closing(self) -> list[bytes]:
         events: list[bytes] = []
@@ -547,8 +560,7 @@ def error_event(refused: RefusedError) -> bytes:
 
 def tokenized(body: Json, names: list[str], max_model_len: int) -> Json:
     if "messages" in body:
-        words = [words_of(message, place) for place, message in enumerate(messages_of(body["messages"]))]
-        text = "".join(f"<|{role}|>{content}\n" for role, content in words) + "<|assistant|>"
+        text = as_prompt(conversation_of(body["messages"], names[0]))
     elif "prompt" in body:
         text = a_text(body["prompt"], "body.prompt")
     else:
@@ -564,10 +576,7 @@ def detokenized(body: Json, names: list[str]) -> Json:
         raise invalid("missing", "body.tokens", "Field required", body)
     tokens = [an_int(token, f"body.tokens.{place}") for place, token in enumerate(body["tokens"])]
     refuse_another_model(body.get("model"), names)
-    try:
-        return {"prompt": "".join(map(text_of, tokens))}
-    except (ValueError, OverflowError) as error:
-        raise RefusedError(str(error)) from error
+    return {"prompt": "".join(map(text_of, tokens))}
 
 
 SPACE = number_of(" ")

@@ -147,10 +147,11 @@ class Core:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.places: dict[Sequence, asyncio.Future[None]] = {}
-        self.rejecting = False
+        self.frozen = False
+        """The part that generates is gone; what it was at stays as it is."""
         self.dead = False
         self.ended = asyncio.Event()
-        """Set when what runs shall go on no more: aborted, or the engine is dead."""
+        """Set when the engine is dead: who waits for a token is told at once."""
         self.random = random.Random(settings.seed)  # noqa: S311 - jitter, no secret
 
     @property
@@ -242,7 +243,7 @@ class Core:
         until = time.monotonic() + seconds * self.control.now().latency_factor
         while not self.ended.is_set():
             left = until - time.monotonic()
-            if self.control.now().hang:
+            if self.frozen or self.control.now().hang:
                 await asyncio.sleep(0.05)
             elif left > 0:
                 await asyncio.sleep(left)
@@ -253,11 +254,9 @@ class Core:
     # --- tokens
 
     async def tokens(self, wanted: Wanted) -> AsyncGenerator[int, None]:
-        """The tokens of one answer, each when its time has come; EOS where it ends by itself. Fewer when aborted."""
+        """The tokens of one answer, each when its time has come; EOS where it ends by itself."""
         if self.dead:
             raise EngineDeadError
-        if self.rejecting:
-            return
         crash = self.control.now().crash_on_prompt
         if crash and crash in wanted.words:
             self.die()
@@ -270,8 +269,6 @@ class Core:
                 await self.pause(self.first_token_seconds(sequence) if place == 0 else self.next_token_seconds())
                 if self.dead:
                     raise EngineDeadError
-                if self.ended.is_set():
-                    return
                 self.count(sequence)
                 yield token
                 if token == EOS or sequence.done >= wanted.most:
@@ -336,15 +333,10 @@ class Core:
     def die(self) -> None:
         """What a crash of the worker is to everybody else: every request fails, then the server ends."""
         self.dead = True
-        self.finish()
-        raise EngineDeadError
-
-    def finish(self) -> None:
-        """Nobody gets another token; who waits is let go."""
-        self.rejecting = True
         self.ended.set()
         for place in self.places.values():
             if not place.done():
                 place.set_result(None)
         self.places.clear()
         self.waiting.clear()
+        raise EngineDeadError

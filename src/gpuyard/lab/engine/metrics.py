@@ -18,7 +18,8 @@ FEW = (1, 2, 5, 10, 20)
 PREEMPTED = (1, 2, 3, 4, 5, 10, 20)
 
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
-CACHES = ("device", "host", "disk", "p2p", "external_unspecified")
+CACHES = ("device", "host", "p2p", "disk", "external_unspecified")
+QUEUES = ("max_num_queued_reqs", "max_num_queued_tokens")
 REASONS = ("stop", "length", "abort", "error", "repetition")
 Labels = tuple[tuple[str, str], ...]
 
@@ -29,6 +30,8 @@ class Family(NamedTuple):
     label: str = ""
     values: Sequence[str] = ("",)
     buckets: Sequence[float] = ()
+    engine: bool = True
+    """Whether the samples tell which engine of the server they are of."""
 
 
 def families(max_model_len: int) -> dict[str, Family]:
@@ -39,6 +42,9 @@ def families(max_model_len: int) -> dict[str, Family]:
         return Family("histogram", about, buckets=buckets)
 
     return {
+        "estimated_flops_per_gpu": Family("counter", "Operations, by estimate; not estimated here."),
+        "estimated_read_bytes_per_gpu": Family("counter", "Bytes read, by estimate; not estimated here."),
+        "estimated_write_bytes_per_gpu": Family("counter", "Bytes written, by estimate; not estimated here."),
         "num_requests_running": Family("gauge", "Requests that are being generated."),
         "num_requests_waiting": Family("gauge", "Requests that wait for a place."),
         "num_requests_waiting_by_reason": Family("gauge", "The same, by reason.", "reason", ("capacity", "deferred")),
@@ -59,6 +65,7 @@ def families(max_model_len: int) -> dict[str, Family]:
         "prompt_tokens_cached_by_source": Family("counter", "The same, by cache.", "source", CACHES),
         "generation_tokens": Family("counter", "Tokens generated."),
         "request_success": Family("counter", "Requests that ended, by how.", "finished_reason", REASONS),
+        "admission_rejections": Family("counter", "Requests that found a full queue.", "reason", QUEUES, engine=False),
         "request_prompt_tokens": Family("histogram", "Tokens of a prompt.", buckets=sizes),
         "request_generation_tokens": Family("histogram", "Tokens of an answer.", buckets=sizes),
         "iteration_tokens_total": Family("histogram", "Tokens of one step.", buckets=STEP_TOKENS),
@@ -91,7 +98,7 @@ class Metrics:
             name: [0] * (len(family.buckets) + 1) for name, family in self.families.items() if family.buckets
         }
         self.values["engine_sleep_state", "awake"] = 1.0
-        self.http: dict[tuple[str, str, str], int] = {}
+        self.http: dict[Labels, int] = {}
 
     def add(self, name: str, amount: float = 1, label: str = "") -> None:
         self.values[name, label] += amount
@@ -107,7 +114,7 @@ class Metrics:
         self.values[name, ""] += value
 
     def answered(self, handler: str, method: str, status: int) -> None:
-        key = (handler, method, f"{status // 100}xx")
+        key: Labels = (("handler", handler), ("method", method), ("status", f"{status // 100}xx"))
         self.http[key] = self.http.get(key, 0) + 1
 
     def text(self) -> str:
@@ -128,14 +135,13 @@ class Metrics:
         lines += ["# HELP vllm:cache_config_info The KV cache, as labels.", "# TYPE vllm:cache_config_info gauge"]
         lines.append(f"vllm:cache_config_info{_braces(self.cache)} 1.0")
         lines += ["# HELP http_requests_total Requests answered.", "# TYPE http_requests_total counter"]
-        for (handler, method, status), count in sorted(self.http.items()):
-            labels = (("handler", handler), ("method", method), ("status", status))
-            lines.append(f"http_requests_total{_braces(labels)} {float(count)!r}")
+        lines += [f"http_requests_total{_braces(key)} {float(count)!r}" for key, count in sorted(self.http.items())]
         return "\n".join(lines) + "\n"
 
     def _labels(self, family: Family, value: str, *more: tuple[str, str]) -> str:
         own: Labels = ((family.label, value),) if family.label else ()
-        return _braces(tuple(sorted((*self.base, *own, *more))))
+        base = self.base if family.engine else self.base[1:]
+        return _braces(tuple(sorted((*base, *own, *more))))
 
     def _histogram(self, full: str, name: str, family: Family) -> list[str]:
         lines: list[str] = []

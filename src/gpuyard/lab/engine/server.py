@@ -25,6 +25,7 @@ VERSION = "0.32.0"
 JSON = "application/json"
 SSE = "text/event-stream; charset=utf-8"
 PROMETHEUS = "text/plain; version=1.0.0; charset=utf-8"
+UNCOUNTED = ("/metrics", "/health", "/load", "/ping", "/version")
 Route = Callable[[Request], Awaitable[Response]]
 
 
@@ -45,15 +46,22 @@ class Application:
         self.control = control
         memory = memory_of(settings, dict(os.environ))
         self.memory = memory
-        cache = {"block_size": memory.block_size, "num_gpu_blocks": memory.blocks}
-        cache = {**cache, "gpu_memory_utilization": settings.gpu_memory_utilization, "enable_prefix_caching": True}
+        cache = {
+            "block_size": memory.block_size,
+            "cache_dtype": settings.kv_cache_dtype,
+            "enable_prefix_caching": True,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "kv_cache_size_tokens": memory.tokens,
+            "num_gpu_blocks": memory.blocks,
+        }
         self.metrics = Metrics(settings.name, memory.max_model_len, cache)
         self.core = Core(settings, memory, self.metrics, control)
         self.names = settings.served_model_name or [settings.model]
-        self.fingerprint = f"vllm-{VERSION}-tp{settings.tensor_parallel_size}-{api.new_id()[:8]}"
+        self.fingerprint = f"vllm-{VERSION}-{api.new_id()[:8]}"
         self.began = int(time.time())
         self.random = random.Random(settings.seed)  # noqa: S311 - dice for failures, no secret
         self.died = asyncio.Event()
+        self.stopping = False
         self.routes: dict[str, dict[str, Route]] = {
             "/health": {"GET": self.health},
             "/ping": {"GET": self.health, "POST": self.health},
@@ -68,16 +76,17 @@ class Application:
         }
 
     async def answer(self, request: Request) -> Response:
-        methods = self.routes.get(request.path)
         if not self.may(request):
-            response = as_json({"error": "Unauthorized"}, 401)
-        elif methods is None:
-            response = as_json({"detail": "Not Found"}, 404)
+            return as_json({"error": "Unauthorized"}, 401)
+        methods = self.routes.get(request.path)
+        if methods is None:
+            response = self.not_found(request)
         elif request.method not in methods:
             response = as_json({"detail": "Method Not Allowed"}, 405)
             response.headers["allow"] = ", ".join(methods)
         else:
             try:
+                self.refuse_while_stopping(request)
                 response = await methods[request.method](request)
             except RefusedError as refused:
                 response = as_json(refused.body, refused.code)
@@ -85,8 +94,21 @@ class Application:
                 self.died.set()
                 refused = RefusedError(str(dead), "InternalServerError", code=500)
                 response = as_json(refused.body, 500)
-        self.metrics.answered(request.path if methods else "none", request.method, response.status)
+        if request.path not in UNCOUNTED:
+            known = methods and request.method in methods
+            self.metrics.answered(request.path if known else "none", request.method, response.status)
         return response
+
+    def refuse_while_stopping(self, request: Request) -> None:
+        """What needs the engine fails from the first moment on, in the words of the real one; the rest answers."""
+        if self.stopping and request.method == "POST" and request.path != "/ping":
+            raise RefusedError("cannot schedule new futures after shutdown", "InternalServerError", code=500)
+
+    def not_found(self, request: Request) -> Response:
+        bare = request.path.rstrip("/")
+        if bare in self.routes:
+            return Response(307, headers={"location": f"http://{request.headers.get('host', '')}{bare}"})
+        return as_json({"detail": "Not Found"}, 404)
 
     def may(self, request: Request) -> bool:
         """Below /v1 only with the key, where there is one."""
@@ -166,8 +188,10 @@ class Application:
             names=self.names,
             max_model_len=self.memory.max_model_len,
             request_id=request.headers.get("x-request-id"),
+            tools=self.settings.enable_auto_tool_choice and bool(self.settings.tool_call_parser),
         )
         if len(self.core.waiting) >= self.settings.max_waiting_queue_length:
+            self.metrics.add("admission_rejections", 1, "max_num_queued_reqs")
             raise RefusedError("The waiting queue is full.", "ServiceUnavailableError", code=503)
         created = int(time.time())
         if ask.stream:
@@ -232,10 +256,11 @@ class Application:
                     self.metrics.add("request_success", 1, piece.finish)
                 queue.put_nowait(piece)
                 if piece.finish:
-                    await tokens.aclose()
-                    return
+                    break
+            await tokens.aclose()
+        except asyncio.CancelledError:
             self.metrics.add("request_success", 1, "abort")
-            queue.put_nowait(choice.cut("abort"))
+            raise
         finally:
             queue.put_nowait(None)
 
@@ -288,6 +313,7 @@ async def serve(settings: Settings, control: Control) -> int:
         # The answers that tell of it still go out.
         await asyncio.sleep(0.1)
     else:
+        application.stopping = True
         await drain(core, settings.shutdown_timeout)
     for task in (stopping, dying):
         task.cancel()
@@ -297,15 +323,15 @@ async def serve(settings: Settings, control: Control) -> int:
 
 
 async def drain(core: Core, seconds: int) -> None:
-    """Without a timeout what runs is aborted at once; with one it may end within it. New requests get nothing."""
+    """Let what runs end within the time. What does not is left hanging, as the real engine leaves it: it kills the part
+    that generates, and its server waits for the clients to go."""
     mode = "drain" if seconds else "abort"
-    say(f"[shutdown] API server: stopping engine client mode={mode} timeout={seconds}s count={core.busy}")
-    core.rejecting = True
+    say(f"[shutdown] API server: stopping engine client mode={mode} timeout={seconds}s")
     until = time.monotonic() + seconds
     while core.busy and time.monotonic() < until:
         await asyncio.sleep(0.02)
-    core.finish()
-    await asyncio.sleep(0.05)
+    core.frozen = True
+    say(f"[shutdown] API server: engine client stopped, requests left={core.busy}")
 
 
 def main() -> None:
