@@ -287,7 +287,9 @@ def hold_gpus(settings: Settings, environment: dict[str, str]) -> list[int]:
         return []
     chosen = environment.get("CUDA_VISIBLE_DEVICES", "")
     numbers = chosen.split(",") if chosen else [str(number) for number in range(len(gpus))]
-    names = ["nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in numbers[: settings.tensor_parallel_size])]
+    names = ["nvidiactl", *(f"nvidia{number}" for number in numbers[: settings.tensor_parallel_size])]
+    if Path("/dev/nvidia-uvm").exists():
+        names.append("nvidia-uvm")
     try:
         return [os.open(Path("/dev") / name, os.O_RDWR | os.O_CLOEXEC) for name in names]
     except OSError as error:
