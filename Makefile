@@ -47,6 +47,10 @@ test-engine: ## the tests with the real Pulumi engine
 test-lab: setup ## the tests on the lab's machines
 	@. ./activate && python tools/test.py lab
 
+.PHONY: test-contract
+test-contract: setup ## the simulated engine and the real vLLM, asked the same
+	@. ./activate && python tools/test.py contract
+
 .PHONY: molecule
 molecule: setup ## every molecule scenario
 	@. ./activate && python tools/test.py molecule
@@ -65,6 +69,13 @@ lock-python: ## write requirements/*.txt anew from their .in files and pyproject
 	  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements/engine-cpu.txt
 	$(COMPILE) $(NODES) requirements/engine-cuda.in -o requirements/engine-cuda.txt
 	$(COMPILE) $(NODES) --no-deps requirements/model-tools.in -o requirements/model-tools.txt
+	@$(MAKE) lock-engine-sim
+
+.PHONY: lock-engine-sim
+lock-engine-sim: ## pin the simulated engine as its source is now, in its requirements and in the locks of its fleets
+	@tools/setup venv
+	@. ./activate && python tools/make_engine_wheel.py --requirements requirements/engine-sim.txt
+	@. ./activate && for fleet in $$(grep -l '^ *distribution: vllm-sim' fleets/*.yaml | grep -v lock); do gpuyard lock $$fleet; done
 
 .PHONY: clean
 clean: ## remove what can be made again from this clone; the fleet's state and the cache stay

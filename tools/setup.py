@@ -68,6 +68,7 @@ STEPS: Mapping[str, Step] = {
             gib=6.5,
             source=PYTHON_INDEX,
         ),
+        Step("engine-sim", nodes.engine_sim_ready, nodes.make_engine_sim, needs=("root", "uv"), seconds=300),
         Step(
             "model", nodes.model_ready, nodes.make_model, needs=("engine",), seconds=1200, gib=1.2, source=PYTHON_INDEX
         ),

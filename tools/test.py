@@ -1,6 +1,8 @@
 """Run every test this machine can run, part by part, and list what was not run and why.
 
-    python tools/test.py [PART...]       lint, unit, engine, lab, molecule, hardware; without names: all, in this order
+    python tools/test.py [PART...]       without names: all, in this order
+
+    lint, unit, engine, lab, contract, molecule, hardware
 
 A part that fails does not keep the next from running. Exit code 0 only if nothing failed. With CI=true a part that this
 machine could not run, and a test that was skipped, are failures too: a green run must mean that all of it was there.
@@ -145,11 +147,15 @@ def lab_hindrance() -> str:
         return "the lab's nodes are Linux machines and this is none"
     if missing := [program for program in ("systemd-nspawn", "nft") if not shutil.which(program, path=system_path())]:
         return f"{', '.join(missing)} not installed; run `make setup`"
+    return root_hindrance()
+
+
+def root_hindrance() -> str:
     if os.geteuid() == 0:
         return ""
     asked = ["sudo", "-n", "-l", sys.executable, "-m", "gpuyard.lab"]
     if not shutil.which("sudo") or subprocess.run(asked, capture_output=True, check=False).returncode:
-        return "the lab's nodes need root, and this is neither root nor allowed to become it without a password"
+        return "the lab needs root, and this is neither root nor allowed to become it without a password"
     return ""
 
 
@@ -168,9 +174,10 @@ def system_path() -> str:
 
 PARTS = [
     Part("lint", lint, 1200),
-    Part("unit", pytest("not engine and not lab and not hardware"), 900),
+    Part("unit", pytest("not engine and not lab and not contract and not hardware"), 900),
     Part("engine", pytest("engine and not lab"), 900),
     Part("lab", pytest("lab"), 2400, lab_hindrance),
+    Part("contract", pytest("contract"), 900, root_hindrance),
     Part("molecule", molecule, 1800, molecule_hindrance),
     Part("hardware", pytest("hardware"), 3600, hardware_hindrance, always_in_ci=False),
 ]

