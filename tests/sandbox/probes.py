@@ -296,9 +296,18 @@ def once(output: Path) -> str:
 
 @contextlib.contextmanager
 def planted(user: str, plan: dict) -> Iterator[None]:
+    directory = Path(plan["directory"])
+    remove(directory)
+    try:
+        plant(pwd.getpwnam(user), directory, plan)
+        with metadata_service():
+            yield
+    finally:
+        remove(directory)
+
+
+def plant(account: pwd.struct_passwd, directory: Path, plan: dict) -> None:
     """What there is to be had, all of it within reach of the service's account but for the sandbox."""
-    remove()
-    account = pwd.getpwnam(user)
     WORK.mkdir(mode=0o755)
     WORK.chmod(0o755)
     shutil.copy(__file__, WORK / "probes.py")
@@ -313,28 +322,23 @@ def planted(user: str, plan: dict) -> Iterator[None]:
     shutil.copy("/usr/bin/id", PROGRAM)
     PROGRAM.chmod(0o4755)
     plan["disk"] = a_disk()
-    directory = Path(plan["directory"])
     directory.mkdir(mode=0o700)
     for path in (DISK, directory):
         os.chown(path, account.pw_uid, account.pw_gid)
     (UNITS / NEIGHBOUR).write_text(
-        f"[Service]\nUser={user}\nEnvironment=WORD={SECRET}\nLoadCredential=secret:{secret}\nExecStart=/bin/sleep 600\n"
+        f"[Service]\nUser={account.pw_name}\nEnvironment=WORD={SECRET}\nLoadCredential=secret:{secret}\n"
+        "ExecStart=/bin/sleep 600\n"
     )
     systemctl("daemon-reload")
     systemctl("start", NEIGHBOUR)
     plan["neighbour"] = int(shown(NEIGHBOUR, "MainPID"))
     (WORK / "plan.json").write_text(json.dumps(plan))
-    try:
-        with metadata_service():
-            yield
-    finally:
-        remove(directory)
 
 
-def remove(*more: Path) -> None:
+def remove(directory: Path) -> None:
     """All that a trial leaves, also of one that was killed."""
     subprocess.run(["systemctl", "stop", "gpuyard-probe*"], check=False, timeout=60)
-    for path in (WORK, HOME, TEMPORARY, PROGRAM, DISK, *UNITS.glob("gpuyard-probe*"), *more):
+    for path in (WORK, HOME, TEMPORARY, PROGRAM, DISK, *UNITS.glob("gpuyard-probe*"), directory):
         if path.is_dir():
             shutil.rmtree(path)
         else:
