@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COLLECTION = Path("ansible_collections/gpuyard/fleet")
 # The requirements are what the role vllm_server installs engines from: the lock names them by path and digest.
-REQUIREMENTS = ("bootstrap.txt", "engine-cpu.txt", "engine-cuda.txt")
+REQUIREMENTS = ("bootstrap.txt", "engine-*.txt")
 PARTS = ("galaxy.yml", "LICENSE", "README.md", "meta", "playbooks", "plugins", "roles")
 
 
@@ -18,5 +18,7 @@ class WheelHook(BuildHookInterface[Any]):
         # An editable install would get a copy, and not see later edits of the clone.
         if version == "editable":
             return
-        for part in (*PARTS, *(f"requirements/{name}" for name in REQUIREMENTS)):
-            build_data["force_include"][str(Path(self.root) / part)] = str(COLLECTION / part)
+        root = Path(self.root)
+        requirements = [path for name in REQUIREMENTS for path in root.glob(f"requirements/{name}")]
+        for path in [*(root / part for part in PARTS), *requirements]:
+            build_data["force_include"][str(path)] = str(COLLECTION / path.relative_to(root))
