@@ -142,6 +142,10 @@ def test_echo_gives_the_prompt_back(engine: Engine) -> None:
     told = engine.complete(echo=True).json
     assert told["choices"][0]["text"] == "Hello" + plain["choices"][0]["text"]
     assert told["usage"] == plain["usage"]
+    first, second, *_ = engine.complete(echo=True, stream=True).events
+    assert first["choices"][0]["text"].startswith("Hello")
+    assert len(first["choices"][0]["prompt_token_ids"]) == plain["usage"]["prompt_tokens"]
+    assert second["choices"][0]["prompt_token_ids"] is None
 
 
 def test_the_parts_of_a_message_are_one_text(engine: Engine) -> None:

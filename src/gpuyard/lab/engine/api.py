@@ -528,7 +528,7 @@ class Chunks:
                 "logprobs": told,
                 "finish_reason": piece.finish,
                 "stop_reason": piece.stop,
-                "prompt_token_ids": prompt if ask.token_ids and piece.first else None,
+                "prompt_token_ids": prompt if (ask.token_ids or ask.echo) and piece.first else None,
                 "token_ids": ids,
             }
         marked = {"system_fingerprint": self.fingerprint} if piece.finish and not ask.usage else {}
