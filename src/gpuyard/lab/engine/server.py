@@ -94,6 +94,9 @@ class Application:
                 self.died.set()
                 refused = RefusedError(str(dead), "InternalServerError", code=500)
                 response = as_json(refused.body, 500)
+            except (TypeError, ValueError, OverflowError) as error:
+                # What nobody thought of is the client's mistake, as the real server has it.
+                response = as_json(RefusedError(str(error)).body, 400)
         if request.path not in UNCOUNTED:
             known = methods and request.method in methods
             self.metrics.answered(request.path if known else "none", request.method, response.status)
