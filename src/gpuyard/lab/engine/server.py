@@ -262,9 +262,6 @@ class Application:
                 if piece.finish:
                     break
             await tokens.aclose()
-        except asyncio.CancelledError:
-            self.metrics.add("request_success", 1, "abort")
-            raise
         finally:
             queue.put_nowait(None)
 
