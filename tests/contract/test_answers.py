@@ -142,6 +142,10 @@ def test_echo_gives_the_prompt_back(engine: Engine) -> None:
     told = engine.complete(echo=True).json
     assert told["choices"][0]["text"] == "Hello" + plain["choices"][0]["text"]
     assert told["usage"] == plain["usage"]
+    first, second, *_ = engine.complete(echo=True, stream=True).events
+    assert first["choices"][0]["text"].startswith("Hello")
+    assert len(first["choices"][0]["prompt_token_ids"]) == plain["usage"]["prompt_tokens"]
+    assert second["choices"][0]["prompt_token_ids"] is None
 
 
 def test_the_parts_of_a_message_are_one_text(engine: Engine) -> None:
@@ -195,13 +199,13 @@ def test_the_probabilities_of_a_chat(engine: Engine) -> None:
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
+# An event brings one token, or several when the server has fallen behind: what is said here holds for both.
 
 
 def test_a_streamed_completion_byte_by_byte(engine: Engine) -> None:
     reply = engine.complete(stream=True)
     whole = engine.complete().json
     events = reply.events
-    assert len(events) == 4
     assert "".join(event["choices"][0]["text"] for event in events) == whole["choices"][0]["text"]
     head = {"id", "object", "created", "model"}
     assert len({tuple(event[name] for name in sorted(head)) for event in events}) == 1
@@ -212,14 +216,13 @@ def test_a_streamed_completion_byte_by_byte(engine: Engine) -> None:
     for event in events:
         (choice,) = event["choices"]
         assert list(choice) == fields
-    assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, None, "length"]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["length"]
     assert b": " not in reply.body.split(b"\n\n")[0].removeprefix(b"data: ").replace(b'" ', b"")
 
 
 def test_a_streamed_chat_byte_by_byte(engine: Engine) -> None:
     events = engine.chat(stream=True).events
     whole = engine.chat().json
-    assert len(events) == 5
     first, *middle, last = events
     assert list(first) == ["id", "object", "created", "model", "choices", "prompt_token_ids", "prompt_text"]
     assert first["object"] == "chat.completion.chunk"
@@ -261,13 +264,14 @@ def test_a_stream_can_count_all_the_time(engine: Engine, chat: bool) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     *events, last = ask(stream=True, stream_options=options).events
     counted = [event["usage"]["completion_tokens"] for event in events]
-    assert counted == ([0, 1, 2, 3, 4] if chat else [1, 2, 3, 4])
+    assert counted == sorted(set(counted))
+    assert (counted[0] == 0, counted[-1]) == (chat, 4)
     assert all(adds_up(event["usage"]) for event in [*events, last])
 
 
 def test_a_stream_of_several_answers_tells_them_apart(engine: Engine) -> None:
     events = engine.complete(stream=True, n=2, temperature=0.8, seed=1, ignore_eos=True).events
-    assert sorted(event["choices"][0]["index"] for event in events) == [0] * 4 + [1] * 4
+    assert {event["choices"][0]["index"] for event in events} == {0, 1}
     ends = [event for event in events if event["choices"][0]["finish_reason"]]
     assert sorted(event["choices"][0]["index"] for event in ends) == [0, 1]
 
@@ -284,11 +288,12 @@ def test_a_stream_tells_probabilities_and_tokens_with_each_event(engine: Engine)
     events = engine.complete(stream=True, logprobs=1, return_token_ids=True).events
     for event in events:
         (choice,) = event["choices"]
-        assert choice["logprobs"]["tokens"] == [choice["text"]]
-        assert len(choice["token_ids"]) == 1
-    assert [bool(event["choices"][0]["prompt_token_ids"]) for event in events] == [True, False, False, False]
+        assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+        assert len(choice["token_ids"]) == len(choice["logprobs"]["tokens"])
+    assert sum(len(event["choices"][0]["token_ids"]) for event in events) == 4
+    assert [place for place, event in enumerate(events) if event["choices"][0]["prompt_token_ids"]] == [0]
     (choice,) = engine.chat(stream=True, logprobs=True, top_logprobs=1).events[1]["choices"]
-    assert choice["logprobs"]["content"][0]["token"] == choice["delta"]["content"]
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == choice["delta"]["content"]
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

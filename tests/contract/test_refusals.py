@@ -141,14 +141,16 @@ INVALID: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("route", "change", "param", "kind"), INVALID, ids=lambda value: str(value)[:40])
-def test_a_field_of_the_wrong_kind(engine: Engine, route: str, change: dict[str, Any], param: str, kind: str) -> None:
+@pytest.mark.parametrize(("route", "change", "param", "mistake"), INVALID, ids=lambda value: str(value)[:40])
+def test_a_field_of_the_wrong_kind(
+    engine: Engine, route: str, change: dict[str, Any], param: str, mistake: str
+) -> None:
     """How many mistakes are counted is not part of it: the real server tries each form a field may have."""
     reply = engine.chat(**change) if route == "h" else engine.complete(**change)
     error = reply.json["error"]
     assert (reply.status, error["type"], error["param"], error["code"]) == (400, "Bad Request", param, 400)
     assert " validation error" in error["message"].splitlines()[0]
-    assert f"{{'type': '{kind}', 'loc': '{param}', 'msg': '" in error["message"]
+    assert f"{{'type': '{mistake}', 'loc': '{param}', 'msg': '" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +188,9 @@ def test_a_body_that_is_no_object(engine: Engine, path: str, raw: bytes, param: 
     assert (reply.status, reply.json) == (400, {"error": error})
 
 
-@pytest.mark.parametrize("kind", ["text/plain", None])
-def test_only_json_is_taken(engine: Engine, kind: str | None) -> None:
-    reply = engine.ask("POST", COMPLETIONS, completion(), headers={"Content-Type": kind})
+@pytest.mark.parametrize("content_type", ["text/plain", None])
+def test_only_json_is_taken(engine: Engine, content_type: str | None) -> None:
+    reply = engine.ask("POST", COMPLETIONS, completion(), headers={"Content-Type": content_type})
     message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
     error = {"message": message, "type": "Bad Request", "param": None, "code": 400}
     assert (reply.status, reply.json) == (400, {"error": error})

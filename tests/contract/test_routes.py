@@ -49,6 +49,9 @@ def test_what_is_there_answers_and_what_is_not_does_not(engine: Engine, method: 
     if status == 405:
         assert reply.body == (b"" if method == "HEAD" else b'{"detail":"Method Not Allowed"}')
         assert reply.headers["allow"] in ("GET", "POST")
+    if status == 307:
+        assert list(reply.headers) == ["date", "server", "content-length", "location", "vary", "connection"]
+        assert reply.headers["location"] == f"http://engine{path.rstrip('/')}"
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -75,6 +78,7 @@ def test_below_v1_nothing_is_told_without_the_key(
     headers: dict[str, str | None] = {"Authorization": authorization}
     reply = engine.ask(method, path, completion() if method == "POST" else None, headers=headers)
     assert (reply.status, reply.json) == (401, {"error": "Unauthorized"})
+    assert list(reply.headers) == ["date", "server", "content-length", "content-type", "connection"]
 
 
 def test_the_word_bearer_may_be_written_in_any_case(engine: Engine) -> None:

@@ -68,7 +68,7 @@ def stopped(engine: Engine, *, look: bool) -> Stop:
     """Four requests in flight, SIGTERM, a look at what still answers, and an end."""
     stop = Stop()
     stop.flights = {
-        "short stream": Flight(engine, max_tokens=SHORT, stream=True),
+        "short stream": Flight(engine, max_tokens=SHORT, stream=True, stream_options={"include_usage": True}),
         "short": Flight(engine, max_tokens=SHORT),
         "long stream": Flight(engine, max_tokens=LONG, stream=True),
         "long": Flight(engine, max_tokens=LONG),
@@ -117,9 +117,9 @@ def aborted(starter: Callable[[int], Engine]) -> Stop:
 
 
 def test_what_ends_in_time_ends_well(drained: Stop) -> None:
-    events = Reply.of(drained.got["short stream"]).events
-    assert len(events) == SHORT
+    *events, usage = Reply.of(drained.got["short stream"]).events
     assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert usage["usage"]["completion_tokens"] == SHORT
     whole = Reply.of(drained.got["short"]).json
     assert (whole["usage"]["completion_tokens"], whole["choices"][0]["finish_reason"]) == (SHORT, "length")
 

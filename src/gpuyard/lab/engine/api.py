@@ -163,7 +163,7 @@ def ask_of(
     told = checked(body)
     words: list[tuple[str, str]] = []
     if chat:
-        words = conversation_of(told["messages"], names[0])
+        words = conversation_of(body["messages"], names[0])
     refuse_another_model(told.get("model"), names)
     if not chat and "suffix" in told:
         message = "suffix is only supported for models with FIM completion rendering"
@@ -187,13 +187,16 @@ def ask_of(
     ask.most = max_model_len - longest if most is None else min(most, max_model_len - longest)
     ask.least = told.get("min_tokens", 0)
     stop = told.get("stop", [])
-    ask.stop = [stop] if isinstance(stop, str) else list(stop)
-    ask.stop_ids = told.get("stop_token_ids", [])
+    ask.stop = [stop] if isinstance(stop, str) else [a_text(each, "body.stop") for each in stop]
+    ask.stop_ids = [an_int(each, "body.stop_token_ids") for each in told.get("stop_token_ids", [])]
     ask.keep_stop = told.get("include_stop_str_in_output", False)
     ask.ignore_eos = told.get("ignore_eos", False)
     ask.seed = told.get("seed")
     ask.stream = told.get("stream", False)
-    options = told.get("stream_options", {})
+    given = told.get("stream_options", {})
+    if not isinstance(given, dict):
+        raise invalid("dict_type", "body.stream_options", "Input should be a valid dictionary", given)
+    options: Json = given  # pyright: ignore[reportUnknownVariableType]
     ask.usage = bool(options.get("include_usage"))
     ask.usage_always = ask.usage and bool(options.get("continuous_usage_stats"))
     ask.logprobs = logprobs
@@ -247,7 +250,9 @@ def words_of(message: Any, place: int, name: str) -> tuple[str, str]:
         raise invalid("missing", f"{where}.ChatCompletionDeveloperMessageParam.role", "Field required", told)
     content = told.get("content") or ""
     if isinstance(content, list):
-        parts: list[Json] = content  # pyright: ignore[reportUnknownVariableType]
+        parts: list[Any] = content  # pyright: ignore[reportUnknownVariableType]
+        if not all(isinstance(part, dict) for part in parts):
+            raise invalid("dict_type", f"{where}.content", "Input should be a valid dictionary", parts)
         if any(part.get("type") != "text" for part in parts):
             raise RefusedError(f"{name} is not a multimodal model")
         content = "\n".join(str(part.get("text", "")) for part in parts)
@@ -528,7 +533,7 @@ class Chunks:
                 "logprobs": told,
                 "finish_reason": piece.finish,
                 "stop_reason": piece.stop,
-                "prompt_token_ids": prompt if ask.token_ids and piece.first else None,
+                "prompt_token_ids": prompt if (ask.token_ids or ask.echo) and piece.first else None,
                 "token_ids": ids,
             }
         marked = {"system_fingerprint": self.fingerprint} if piece.finish and not ask.usage else {}

@@ -31,6 +31,8 @@ class Response:
     kind: str = ""
     pieces: AsyncIterator[bytes] | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    early: bool = False
+    """Answered before the part that names the origin, or past it: the real server then leaves that header out."""
 
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -152,7 +154,8 @@ class Connection(asyncio.Protocol):
             headers["content-length"] = str(len(response.body))
         if response.kind:
             headers["content-type"] = response.kind
-        headers["vary"] = "Origin"
+        if not response.early:
+            headers["vary"] = "Origin"
         if request.headers.get("connection", "").lower() == "close" or self.server.closing:
             headers["connection"] = "close"
         if response.pieces is None:

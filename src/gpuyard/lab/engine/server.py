@@ -34,8 +34,8 @@ def say(what: str) -> None:
     print(f"(APIServer pid={os.getpid()}) INFO {stamp} [vllm-sim] {what}", flush=True)
 
 
-def as_json(value: object, status: int = 200) -> Response:
-    return Response(status, api.compact(value), JSON)
+def as_json(value: object, status: int = 200, *, early: bool = False) -> Response:
+    return Response(status, api.compact(value), JSON, early=early)
 
 
 class Application:
@@ -77,7 +77,7 @@ class Application:
 
     async def answer(self, request: Request) -> Response:
         if not self.may(request):
-            return as_json({"error": "Unauthorized"}, 401)
+            return as_json({"error": "Unauthorized"}, 401, early=True)
         methods = self.routes.get(request.path)
         if methods is None:
             response = self.not_found(request)
@@ -89,11 +89,14 @@ class Application:
                 self.refuse_while_stopping(request)
                 response = await methods[request.method](request)
             except RefusedError as refused:
-                response = as_json(refused.body, refused.code)
+                response = as_json(refused.body, refused.code, early=refused.code == 500)
             except EngineDeadError as dead:
                 self.died.set()
                 refused = RefusedError(str(dead), "InternalServerError", code=500)
                 response = as_json(refused.body, 500)
+            except (TypeError, ValueError, OverflowError) as error:
+                # What nobody thought of is the client's mistake, as the real server has it.
+                response = as_json(RefusedError(str(error)).body, 400)
         if request.path not in UNCOUNTED:
             known = methods and request.method in methods
             self.metrics.answered(request.path if known else "none", request.method, response.status)
@@ -107,7 +110,8 @@ class Application:
     def not_found(self, request: Request) -> Response:
         bare = request.path.rstrip("/")
         if bare in self.routes:
-            return Response(307, headers={"location": f"http://{request.headers.get('host', '')}{bare}"})
+            there = f"http://{request.headers.get('host', '')}{bare}"
+            return Response(307, headers={"content-length": "0", "location": there})
         return as_json({"detail": "Not Found"}, 404)
 
     def may(self, request: Request) -> bool:
@@ -258,9 +262,6 @@ class Application:
                 if piece.finish:
                     break
             await tokens.aclose()
-        except asyncio.CancelledError:
-            self.metrics.add("request_success", 1, "abort")
-            raise
         finally:
             queue.put_nowait(None)
 
