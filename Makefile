@@ -16,7 +16,8 @@ setup: ## install all that is needed, or see that it is there
 	@tools/setup
 
 .PHONY: lab
-lab: setup ## bring the lab fleet up, converge it, ask its model a question, show its status
+lab: ## bring the lab fleet up, converge it, ask its model a question, show its status
+	@tools/setup venv pulumi engine-sim model # and what these need: no test, no QEMU
 	@. ./activate && gpuyard lab up
 
 .PHONY: lab-down
@@ -50,6 +51,11 @@ test-lab: setup ## the tests on the lab's machines
 .PHONY: test-contract
 test-contract: setup ## the simulated engine and the real vLLM, asked the same
 	@. ./activate && python tools/test.py contract
+
+.PHONY: test-qemu
+test-qemu: ## the tests that need a kernel of their own, in QEMU
+	@tools/setup venv qemu vm
+	@. ./activate && python tools/test.py qemu
 
 .PHONY: molecule
 molecule: setup ## every molecule scenario

@@ -60,6 +60,16 @@ STEPS: Mapping[str, Step] = {
         ),
         Step("root", nodes.root_ready, nodes.make_root, needs=("debs",), seconds=1200, gib=0.5, source=DEBIAN_ARCHIVE),
         Step(
+            "qemu",
+            lambda: machine.debs_ready(machine.QEMU_PACKAGES),
+            lambda work: machine.make_debs(work, machine.QEMU_PACKAGES),
+            needs=("debs",),
+            seconds=900,
+            gib=0.2,
+            source=DEBIAN_ARCHIVE,
+        ),
+        Step("vm", nodes.vm_ready, nodes.make_vm, needs=("debs",), seconds=1200, gib=3, source=DEBIAN_ARCHIVE),
+        Step(
             "engine",
             nodes.engine_ready,
             nodes.make_engine,

@@ -2,7 +2,7 @@
 
     python tools/test.py [PART...]       without names: all, in this order
 
-    lint, unit, engine, lab, contract, molecule, hardware
+    lint, unit, engine, lab, qemu, contract, molecule, hardware
 
 A part that fails does not keep the next from running. Exit code 0 only if nothing failed. With CI=true a part that this
 machine could not run, and a test that was skipped, are failures too: a green run must mean that all of it was there.
@@ -145,9 +145,14 @@ def molecule(seconds: int) -> Report:
 def lab_hindrance() -> str:
     if sys.platform != "linux":
         return "the lab's nodes are Linux machines and this is none"
-    if missing := [program for program in ("systemd-nspawn", "nft") if not shutil.which(program, path=system_path())]:
-        return f"{', '.join(missing)} not installed; run `make setup`"
+    if hindrance := lacking("systemd-nspawn", "nft"):
+        return hindrance
     return root_hindrance()
+
+
+def lacking(*programs: str) -> str:
+    missing = [program for program in programs if not shutil.which(program, path=system_path())]
+    return f"{', '.join(missing)} not installed; run `make setup`" if missing else ""
 
 
 def root_hindrance() -> str:
@@ -163,6 +168,10 @@ def molecule_hindrance() -> str:
     return lab_hindrance() or ("" if scenarios() else "there is no scenario in molecule/")
 
 
+def qemu_hindrance() -> str:
+    return lacking("qemu-system-x86_64", "qemu-img") or root_hindrance()
+
+
 def hardware_hindrance() -> str:
     return "" if Path("/proc/driver/nvidia/version").is_file() else "no NVIDIA GPU with a loaded driver on this machine"
 
@@ -174,9 +183,10 @@ def system_path() -> str:
 
 PARTS = [
     Part("lint", lint, 1200),
-    Part("unit", pytest("not engine and not lab and not contract and not hardware"), 900),
+    Part("unit", pytest("not engine and not lab and not qemu and not contract and not hardware"), 900),
     Part("engine", pytest("engine and not lab"), 900),
     Part("lab", pytest("lab"), 2400, lab_hindrance),
+    Part("qemu", pytest("qemu"), 1200, qemu_hindrance),
     Part("contract", pytest("contract"), 900, root_hindrance),
     Part("molecule", molecule, 1800, molecule_hindrance),
     Part("hardware", pytest("hardware"), 3600, hardware_hindrance, always_in_ci=False),

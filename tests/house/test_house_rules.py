@@ -142,11 +142,12 @@ def test_each_claim_names_the_tests_that_carry_it(row: list[str]) -> None:
         assert name in tracked, f"{name} is not committed"
         text = (PROJECT / name).read_text()
         assert re.search(r"^\s*(async )?def test_", text, re.MULTILINE), f"{name} holds no test"
-        marked = set(re.findall(r"pytest\.mark\.(lab|engine|contract|hardware)\b", text))
+        marked = set(re.findall(r"pytest\.mark\.(lab|engine|contract|qemu|hardware)\b", text))
         if name.startswith("molecule/"):
             marked.add("lab")
         # The contract's engines run inside the lab's base system.
-        needed = {"lab": {"lab", "contract"}, "hardware": {"hardware"}, "engine + emulated cloud": {"engine"}}.get(rung)
+        rungs = {"lab": {"lab", "contract"}, "QEMU": {"qemu"}, "hardware": {"hardware"}}
+        needed = {**rungs, "engine + emulated cloud": {"engine"}}.get(rung)
         assert needed is None or needed & marked, f"{name} does not run on the rung {rung}"
 
 

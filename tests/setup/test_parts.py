@@ -81,6 +81,12 @@ def test_a_command_that_does_not_end_is_ended(parts, capsys):
     assert "was stopped: it had 1 s" in capsys.readouterr().out
 
 
+def test_without_qemu_its_part_says_what_is_missing_and_how_to_get_it(parts, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(parts, "system_path", lambda: "/nonexistent")
+    assert parts.qemu_hindrance() == "qemu-system-x86_64, qemu-img not installed; run `make setup`"
+
+
 def test_an_unknown_part_is_refused_with_those_there_are(parts, capsys):
     assert parts.main(["units"]) == 2
-    assert "lint, unit, engine, lab, contract, molecule, hardware" in capsys.readouterr().err
+    assert "lint, unit, engine, lab, qemu, contract, molecule, hardware" in capsys.readouterr().err

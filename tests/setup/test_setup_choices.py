@@ -101,7 +101,7 @@ def test_what_is_built_as_root_is_asked_for_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NeedsRootError) as refusal:
         nodes.make_root(SimpleNamespace(run=print))
-    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root engine engine-sim model"
+    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root engine engine-sim model vm"
     assert str(refusal.value).endswith(f"run: {line}")
 
 
@@ -260,6 +260,27 @@ def test_another_recipe_is_another_base_system(monkeypatch):
     before = nodes.lab_root()
     monkeypatch.setattr(nodes, "ROOT_PACKAGES", [*nodes.ROOT_PACKAGES, "less"])
     assert nodes.lab_root() != before
+
+
+def test_another_recipe_is_another_disk_for_qemu_nodes(tmp_path, monkeypatch):
+    before = nodes.vm()
+    monkeypatch.setattr(nodes, "MAKE_VM", program(tmp_path / "make_vm.sh"))
+    assert nodes.vm() != before
+
+
+def test_a_disk_that_was_half_made_is_made_again_and_a_whole_one_is_only_linked(monkeypatch):
+    ran = []
+    work = SimpleNamespace(run=lambda command: ran.append([str(word) for word in command]))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    ground.way_to_root.cache_clear()
+    nodes.make_vm(work)
+    assert [words[0] for words in ran] == ["rm", str(nodes.MAKE_VM), "mv", "ln", "mv"]
+    assert ran[1][1:3] == [nodes.ROOT_SUITE, f"{nodes.vm()}.partial"]
+    nodes.vm().mkdir(parents=True)
+    (nodes.vm() / "disk.img").write_text("")
+    ran.clear()
+    nodes.make_vm(work)
+    assert [words[0] for words in ran] == ["ln", "mv"]
 
 
 def test_a_model_that_lacks_a_shard_is_made_again():

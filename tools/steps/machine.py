@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from steps.ground import (
@@ -42,6 +42,7 @@ PACKAGES = {
     "python3-venv": "",
     "systemd-container": "systemd-nspawn",
 }
+QEMU_PACKAGES = {"qemu-system-x86": "qemu-system-x86_64", "qemu-utils": "qemu-img"}
 
 PYTHON_OLDEST = (3, 12)
 
@@ -49,22 +50,22 @@ PYTHON_OLDEST = (3, 12)
 # --- debs: what the lab needs of the machine itself --------------------------------------------------------------
 
 
-def debs_ready() -> str | None:
-    missing = missing_packages()
-    return None if missing else f"{len(PACKAGES)} packages"
+def debs_ready(packages: Mapping[str, str] = PACKAGES) -> str | None:
+    missing = missing_packages(packages)
+    return None if missing else f"{len(packages)} packages"
 
 
-def missing_packages() -> list[str]:
+def missing_packages(packages: Mapping[str, str] = PACKAGES) -> list[str]:
     if not shutil.which("dpkg-query"):
-        return sorted(package for package, program in PACKAGES.items() if program and not shutil.which(program))
-    query = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n", *PACKAGES]
+        return sorted(package for package, program in packages.items() if program and not shutil.which(program))
+    query = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n", *packages]
     said = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
     installed = {line.split()[1] for line in said.splitlines() if line.startswith("installed ")}
-    return sorted(set(PACKAGES) - installed)
+    return sorted(set(packages) - installed)
 
 
-def make_debs(work: Work) -> str:
-    missing = missing_packages()
+def make_debs(work: Work, packages: Mapping[str, str] = PACKAGES) -> str:
+    missing = missing_packages(packages)
     if not shutil.which("apt-get"):
         raise SetupError(
             "SETUP-OS",
@@ -77,7 +78,7 @@ def make_debs(work: Work) -> str:
     # A service that a package starts must not be taken for a part of this set-up that still runs.
     work.held = ()
     with_fresh_lists(work, as_root(["env", "DEBIAN_FRONTEND=noninteractive", *apt(*install[1:])], by_hand, why), why)
-    if still := missing_packages():
+    if still := missing_packages(packages):
         raise SetupError("SETUP-DEBS", f"apt installed without an error, and {', '.join(still)} are still missing")
     return f"installed {', '.join(missing)}"
 

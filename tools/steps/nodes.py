@@ -32,6 +32,8 @@ ROOT_PACKAGES = [
     *["openssh-server", "pciutils", "procps", "python3", "python3-apt", "python3-venv", "systemd", "systemd-sysv"],
 ]
 
+MAKE_VM = PROJECT / "tools/make_vm.sh"
+
 MODEL = "smollm2-135m-instruct"
 
 
@@ -48,23 +50,44 @@ def root_ready() -> str | None:
 
 
 def make_root(work: Work) -> str:
-    root = lab_root()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.with_name(f"{root.name}.partial")
-    link = root.parent / "root"
-    mirror = [os.environ["GPUYARD_DEBIAN_MIRROR"]] if os.environ.get("GPUYARD_DEBIAN_MIRROR") else []
     bootstrap = ["mmdebstrap", "--mode=root", "--variant=minbase", '--aptopt=Acquire::Retries "3"']
+    bootstrap.append(f"--include={','.join(ROOT_PACKAGES)}")
+    make_in_cache(work, lab_root(), "root", "usr", bootstrap, "the nodes' base system has root's files in it")
+    return str(lab_root())
+
+
+def make_in_cache(work: Work, target: Path, name: str, proof: str, maker: Sequence[str | Path], why: str) -> None:
+    """Run `maker SUITE FOLDER [MIRROR]`, and have the link `name` lead to what it made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    link = target.parent / name
+    mirror = [os.environ["GPUYARD_DEBIAN_MIRROR"]] if os.environ.get("GPUYARD_DEBIAN_MIRROR") else []
     commands: list[Sequence[str | Path]] = []
-    if not (root / "usr").is_dir():
+    if not (target / proof).exists():
         commands = [
             ["rm", "-rf", "--one-file-system", partial],
-            [*bootstrap, f"--include={','.join(ROOT_PACKAGES)}", ROOT_SUITE, partial, *mirror],
-            ["mv", "-T", partial, root],
+            [*maker, ROOT_SUITE, partial, *mirror],
+            ["mv", "-T", partial, target],
         ]
-    commands += [["ln", "-sfn", root.name, f"{link}.new"], ["mv", "-T", f"{link}.new", link]]
+    commands += [["ln", "-sfn", target.name, f"{link}.new"], ["mv", "-T", f"{link}.new", link]]
     for command in commands:
-        work.run(as_root(command, nodes_by_hand(), "the nodes' base system has root's files in it"))
-    return str(root)
+        work.run(as_root(command, nodes_by_hand(), why))
+
+
+def vm() -> Path:
+    recipe = json.dumps([ROOT_SUITE, digest_of(MAKE_VM), os.environ.get("GPUYARD_DEBIAN_MIRROR", "")]).encode()
+    return cache() / "lab" / f"vm-{hashlib.sha256(recipe).hexdigest()[:12]}"
+
+
+def vm_ready() -> str | None:
+    link = cache() / "lab/vm"
+    stands = (vm() / "disk.img").is_file() and link.is_symlink() and str(link.readlink()) == vm().name
+    return str(vm()) if stands else None
+
+
+def make_vm(work: Work) -> str:
+    make_in_cache(work, vm(), "vm", "disk.img", [MAKE_VM], "the disk of QEMU nodes has root's files in it")
+    return str(vm())
 
 
 def engine(kind: str = "cpu") -> Path:

@@ -16,6 +16,7 @@ import typer
 
 from gpuyard.catalog import load_catalog
 from gpuyard.cli.lab import app as lab_app
+from gpuyard.cli.vm import app as vm_app
 from gpuyard.plan.lock import lock_path
 from gpuyard.plan.resolve import resolve
 from gpuyard.spec.errors import RefusedError
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+lab_app.add_typer(vm_app)
 app.add_typer(lab_app)
 
 FleetFile = Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet's spec, e.g. fleets/lab.yaml.")]

@@ -256,8 +256,12 @@ def table_of(rows: list[dict[str, Any]]) -> None:
         engines = ", ".join(f"{model} {state}" for model, state in row["engines"].items())
         words = (row["driver"] or "-", engines or "-", row["gateway"] or "-")
         table.add_row(row["node"], row["role"], row["address"], "yes" if row["running"] else "no", *words)
+    console().print(table)
+
+
+def console() -> Console:
     # A table in a log is as wide as it needs to be; only a terminal has a width of its own.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 # --- asking -------------------------------------------------------------------------------------------------

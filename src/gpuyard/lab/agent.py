@@ -11,8 +11,10 @@ import subprocess
 import sys
 from typing import Any
 
+from gpuyard.lab import vms
 from gpuyard.lab.errors import LabError
 from gpuyard.lab.models import (
+    Accel,
     AptMirror,
     Forward,
     LabRef,
@@ -22,12 +24,14 @@ from gpuyard.lab.models import (
     NodeSpec,
     NodeState,
     SshAccess,
+    VmState,
 )
 from gpuyard.lab.nodes import ssh_command
 from gpuyard.lab.operations import CALLS, plain
 from gpuyard.lab.place import Place, default_cache
 
 __all__ = [
+    "Accel",
     "AptMirror",
     "Forward",
     "LabError",
@@ -38,6 +42,7 @@ __all__ = [
     "NodeSpec",
     "NodeState",
     "SshAccess",
+    "VmState",
     "lab_down",
     "login",
     "network_down",
@@ -47,6 +52,11 @@ __all__ = [
     "node_read",
     "node_up",
     "nodes_read",
+    "vm_cut",
+    "vm_down",
+    "vm_login",
+    "vm_up",
+    "vms_read",
 ]
 
 
@@ -86,6 +96,29 @@ def login(lab: LabRef, node: NodeState) -> list[str]:
 
 def node_down(lab: LabRef, name: str) -> None:
     _call("node_down", lab, name=name)
+
+
+def vm_up(lab: LabRef, name: str, accel: Accel = "tcg") -> VmState:
+    """Make a QEMU node, or boot one on its old disks; a running one is left alone."""
+    return VmState.model_validate(_call("vm_up", lab, name=name, accel=accel))
+
+
+def vm_cut(lab: LabRef, name: str) -> None:
+    """Cut the power of a QEMU node: what it had not written to its disks is lost."""
+    _call("vm_cut", lab, name=name)
+
+
+def vms_read(lab: LabRef) -> list[VmState]:
+    return [VmState.model_validate(answer) for answer in _call("vms_read", lab)]
+
+
+def vm_login(lab: LabRef, name: str) -> list[str]:
+    return vms.login(Place(lab, default_cache()), name)
+
+
+def vm_down(lab: LabRef, name: str) -> None:
+    """Remove a QEMU node with its disks."""
+    _call("vm_down", lab, name=name)
 
 
 def lab_down(lab: LabRef) -> None:

@@ -213,6 +213,12 @@ def empty_all_cgroups(place: Place) -> None:
     drop_empty_cgroups(place)
 
 
+def end_orphans(place: Place) -> None:
+    """Of a lab whose folder was deleted under it, nodes may still run: they have no disk any more."""
+    if not (place.state / "lab.json").exists() and not place.vms.exists():
+        empty_all_cgroups(place)
+
+
 def drop_empty_cgroups(place: Place) -> None:
     """Remove the groups that hold groups; those in which something is stay."""
     for group in (_cgroup_root() / "gpuyard" / place.id, _cgroup_root() / "gpuyard"):

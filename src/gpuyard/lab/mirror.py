@@ -74,14 +74,14 @@ def _packages(place: Place) -> Path:
                 done = Path(scratch) / "done"
                 done.mkdir()
                 for package in recipes.packages():
-                    _build_package(package, Path(scratch) / package.name, done)
+                    build_package(package, Path(scratch) / package.name, done)
                 done.rename(built)
                 built.chmod(0o755)
                 give_to_owner(built, *built.iterdir(), shelf / ".packages.lock")
     return built
 
 
-def _build_package(package: recipes.Package, root: Path, into: Path) -> None:
+def build_package(package: recipes.Package, root: Path, into: Path) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     for path, text in package.files.items():
         write_atomically(root / path, text)
@@ -99,6 +99,7 @@ def _build_package(package: recipes.Package, root: Path, into: Path) -> None:
     environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
     deb = into / f"{package.name}_{package.version}_amd64.deb"
     run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, deb, env=environment)
+    return deb
 
 
 def _release(folder: Path) -> str:

@@ -9,8 +9,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 # A node's name becomes a host name, a folder and a unit name, so it is held to what is safe in all three.
-NodeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,61}[a-z0-9]$")]
+NODE_NAME = r"^[a-z][a-z0-9-]{0,61}[a-z0-9]$"
+NodeName = Annotated[str, Field(pattern=NODE_NAME)]
 StackName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+# KVM is asked for, never guessed: where it is there and does not work, it hangs.
+Accel = Literal["tcg", "kvm"]
 
 
 class _Value(BaseModel):
@@ -45,6 +49,15 @@ class NodeState(_Value):
     address: str
     running: bool
     spec: NodeSpec
+
+
+class VmState(_Value):
+    """A node in QEMU."""
+
+    name: str
+    port: int | None
+    """Where its SSH is on this machine's loopback, once it was booted."""
+    running: bool
 
 
 class SshAccess(_Value):

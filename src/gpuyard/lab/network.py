@@ -19,6 +19,7 @@ from gpuyard.lab.host import (
     drop_empty_cgroups,
     empty_all_cgroups,
     end,
+    end_orphans,
     give_to_owner,
     make_folder,
     refuse_what_cannot_work,
@@ -38,13 +39,11 @@ def up(place: Place, port: int) -> NetworkState:
     """Make or mend the network. Asking again changes nothing that is whole."""
     refuse_what_cannot_work(place)
     with place.lock():
-        if read_json(place.state / "lab.json") is None:
-            # Of a lab whose folder was deleted under it, nodes may still run: they have no disk any more.
-            empty_all_cgroups(place)
+        end_orphans(place)
         _refuse_a_port_in_use(port)
         subnet = _claim_subnet(place, port)
         give_to_owner(place.state.parent.parent, place.state.parent, place.state)
-        _make_ssh_key(place)
+        make_ssh_key(place)
         _make_bridge(place, subnet)
         write_table(place)
         mirror.build(place)
@@ -198,7 +197,7 @@ def _refuse_a_port_in_use(port: int) -> None:
 # --- keys ------------------------------------------------------------------------------------------------
 
 
-def _make_ssh_key(place: Place) -> None:
+def make_ssh_key(place: Place) -> None:
     place.ssh.mkdir(mode=0o700, exist_ok=True)
     key = place.ssh / "id_ed25519"
     if not (key.is_file() and key.with_suffix(".pub").is_file()):

@@ -210,14 +210,14 @@ def _resolvers() -> str:
 
 def _write_known_host(place: Place, name: str, address: str) -> None:
     key = (_disk(place, name) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
-    _rewrite_known_hosts(place, address, [f"{address} {key[0]} {key[1]}"])
+    rewrite_known_hosts(place, address, [f"{address} {key[0]} {key[1]}"])
 
 
 def _forget_known_host(place: Place, address: str) -> None:
-    _rewrite_known_hosts(place, address, [])
+    rewrite_known_hosts(place, address, [])
 
 
-def _rewrite_known_hosts(place: Place, address: str, add: list[str]) -> None:
+def rewrite_known_hosts(place: Place, address: str, add: list[str]) -> None:
     known = place.ssh / "known_hosts"
     with place.lock("known_hosts"):
         before = known.read_text().splitlines() if known.is_file() else []

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gpuyard.lab import network, nodes
-from gpuyard.lab.models import NetworkState, NodeSpec, NodeState
+from gpuyard.lab import network, nodes, vms
+from gpuyard.lab.models import NetworkState, NodeSpec, NodeState, VmState
 from gpuyard.lab.place import Place
 
 
@@ -19,7 +19,7 @@ def _node_up(place: Place, spec: NodeSpec | dict[str, Any]) -> NodeState:
     return nodes.up(place, NodeSpec.model_validate(spec))
 
 
-Answer = NetworkState | NodeState | list[NodeState] | None
+Answer = NetworkState | NodeState | VmState | list[NodeState] | list[VmState] | None
 CALLS: Mapping[str, Callable[..., Answer]] = MappingProxyType(
     {
         "network_up": _network_up,
@@ -29,6 +29,10 @@ CALLS: Mapping[str, Callable[..., Answer]] = MappingProxyType(
         "node_read": nodes.read,
         "nodes_read": nodes.read_all,
         "node_down": nodes.down,
+        "vm_up": vms.up,
+        "vm_cut": vms.cut,
+        "vms_read": vms.read_all,
+        "vm_down": vms.down,
         "lab_down": nodes.all_down,
     }
 )

@@ -60,6 +60,10 @@ class Place:
         return self.state / "nodes"
 
     @property
+    def vms(self) -> Path:
+        return self.state / "vms"
+
+    @property
     def apt(self) -> Path:
         return self.state / "apt"
 
@@ -69,6 +73,9 @@ class Place:
 
     def node(self, name: str) -> Path:
         return self.nodes / name
+
+    def vm(self, name: str) -> Path:
+        return self.vms / name
 
     def machine(self, address: str) -> str:
         """The nspawn machine name: short, so that its host-side interface `vb-<machine>` is not shortened to a hash."""

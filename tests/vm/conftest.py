@@ -1,0 +1,122 @@
+"""One QEMU node for all the tests here: to boot an emulated machine takes most of a minute."""
+
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpuyard.lab import agent, host
+from gpuyard.lab.place import Place, default_cache
+
+PROJECT = Path(__file__).resolve().parents[2]
+SECONDS = 400
+"""The longest that one thing may take inside: twenty times as long as on a machine that is real and idle."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A QEMU node with words for what tests do to it."""
+
+    lab: agent.LabRef
+    name: str = "t-vm"
+
+    @property
+    def place(self) -> Place:
+        return Place(self.lab, default_cache())
+
+    @property
+    def state(self) -> agent.VmState:
+        return next(state for state in agent.vms_read(self.lab) if state.name == self.name)
+
+    def up(self) -> agent.VmState:
+        state = agent.vm_up(self.lab, self.name)
+        self.settle()
+        return state
+
+    def settle(self) -> None:
+        """Until all that starts at boot has started, or failed."""
+        self.on("systemctl is-system-running --wait")
+
+    def cut(self) -> None:
+        agent.vm_cut(self.lab, self.name)
+
+    def on(self, command: str, timeout: float = SECONDS) -> subprocess.CompletedProcess[str]:
+        words = [*agent.vm_login(self.lab, self.name), command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, input="")
+
+    def said(self, command: str) -> str:
+        done = self.on(command)
+        assert done.returncode == 0, f"{command!r}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def reboot(self) -> None:
+        before = self.boot
+        self.on("systemctl reboot")
+
+        def back() -> bool:
+            try:
+                done = self.on("cat /proc/sys/kernel/random/boot_id", 30)
+            except subprocess.TimeoutExpired:
+                return False
+            return done.returncode == 0 and done.stdout.strip() != before
+
+        assert host.wait_until(back, SECONDS, 1)
+        self.settle()
+
+    @property
+    def boot(self) -> str:
+        return self.said("cat /proc/sys/kernel/random/boot_id")
+
+    @property
+    def kernel(self) -> str:
+        return self.said("uname --kernel-release")
+
+    @property
+    def kernels(self) -> list[str]:
+        """The newer ones that lie ready as packages, oldest first."""
+        return self.said("ls /var/lib/gpuyard-lab/kernels | sort --version-sort").split()
+
+    @property
+    def driver(self) -> str:
+        """The loaded one."""
+        return self.said("cat /sys/module/nvidia/version")
+
+    @contextmanager
+    def at_work(self, command: str, line: str) -> Iterator[None]:
+        """While a command runs that has said a line, and has not ended."""
+        words = ["timeout", str(SECONDS), *agent.vm_login(self.lab, self.name), command]
+        with subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as running:
+            try:
+                assert running.stdout
+                said = list(rows_until(running.stdout, line))
+                assert line in said[-1], f"{command!r} ended and did not say {line!r}: {said}"
+                yield
+            finally:
+                running.terminate()
+
+
+def rows_until(rows: Iterable[str], line: str) -> Iterator[str]:
+    for row in rows:
+        yield row
+        if line in row:
+            return
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Guest]:
+    folder = PROJECT / ".gpuyard" / f"test-{secrets.token_hex(3)}"
+    folder.mkdir(parents=True)
+    guest = Guest(agent.LabRef(project=folder, stack="vm"))
+    try:
+        guest.up()
+        yield guest
+    finally:
+        agent.lab_down(guest.lab)
+        shutil.rmtree(folder)
