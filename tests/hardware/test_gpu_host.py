@@ -49,7 +49,9 @@ def test_the_health_probes_find_every_gpu_and_every_engine(engines: list[str]) -
     assert verdict["state"] == "Healthy"
 
 
-def test_real_cuda_lives_in_the_sandbox_and_twenty_doors_are_shut_to_it(engines: list[str]) -> None:
+def test_real_cuda_lives_in_the_sandbox_and_twenty_doors_are_shut_to_it(
+    engines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """That a unit is active says that it generated a token, here on a GPU."""
     assert os.geteuid() == 0, "the trial makes units; run this part as root"
     for unit in engines:
@@ -57,7 +59,8 @@ def test_real_cuda_lives_in_the_sandbox_and_twenty_doors_are_shut_to_it(engines:
         found: dict[str, Any] = json.loads(
             said("/usr/bin/python3", probes.__file__, "trial", unit, f"--directory={directory}").splitlines()[-1]
         )
-        print(table(found))
+        with capsys.disabled():
+            print(table(found))
         assert [probe for probe in found["sandboxed"]["probes"] if probe["result"] != "denied"] == []
         assert [probe for probe in found["bare"]["probes"] if probe["result"] != "open"] == []
         assert found["exposure"] <= 1.5
