@@ -2,8 +2,9 @@
 """The part of a simulated GPU node that a kernel and its PCI bus would be.
 
 Called by its own name with `boot`, it plugs in the hardware that gpus.json lists and loads the installed driver, as a
-kernel does at boot. Called as modprobe, rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes everything
-else on to the real tool. What is loaded is remembered below /run, so that it is forgotten at a reboot like a kernel's.
+kernel does at boot; with `apply`, it brings what is seen of the hardware to its faults of now. Called as modprobe,
+rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes everything else on to the real tool. What is loaded
+is remembered below /run, so that it is forgotten at a reboot like a kernel's.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_state
+
 ROOT = Path(os.environ.get("GPUYARD_LAB_ROOT", "/"))
 # Each module with the one it needs.
-MODULES = {"nvidia": None, "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset", "nvidia_uvm": "nvidia"}
-SIZES = {"nvidia": 14381056, "nvidia_modeset": 1814528, "nvidia_drm": 139264, "nvidia_uvm": 2076672}
+AT_BOOT = {"nvidia": None, "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset", "nvidia_uvm": "nvidia"}
+MODULES = {**AT_BOOT, "nvidia_peermem": "nvidia"}
+SIZES = {
+    "nvidia": 14381056,
+    "nvidia_modeset": 1814528,
+    "nvidia_drm": 139264,
+    "nvidia_uvm": 2076672,
+    "nvidia_peermem": 16384,
+}
 LICENSES = {"open": "Dual MIT/GPL", "proprietary": "NVIDIA"}
 
 
@@ -34,10 +44,9 @@ def state() -> Path:
 
 
 def hardware() -> dict:
-    try:
-        return json.loads((state() / "gpus.json").read_text())
-    except FileNotFoundError:
-        return {"gpus": [], "switches": []}
+    """What is on the bus now: the installed boards with their faults."""
+    found = gpu_state.effective(ROOT)
+    return {"gpus": gpu_state.on_the_bus(found), "switches": found["switches"], "driver": found["driver"]}
 
 
 def installed() -> dict | None:
@@ -92,7 +101,8 @@ def show_driver(module: dict) -> None:
         f"NVRM version: NVIDIA UNIX {kind}  {version}  Release Build  (gpuyard@lab)\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
     )
-    for minor, gpu in enumerate(hardware()["gpus"]):
+    present = hardware()
+    for minor, gpu in enumerate(present["gpus"]):
         information = proc / "gpus" / gpu["bdf"] / "information"
         information.parent.mkdir(parents=True, exist_ok=True)
         information.write_text(
@@ -101,10 +111,17 @@ def show_driver(module: dict) -> None:
         )
         make_device(f"nvidia{minor}")
     make_device("nvidiactl")
-    if hardware()["switches"]:
+    if present["switches"]:
         make_device("nvidia-nvswitchctl")
-        for number, _ in enumerate(hardware()["switches"]):
+        for number, _ in enumerate(present["switches"]):
             make_device(f"nvidia-nvswitch{number}")
+    # What was pulled out is gone from /proc and /dev too; a process that held it keeps what it has.
+    for old in (proc / "gpus").iterdir():
+        if old.name not in {gpu["bdf"] for gpu in present["gpus"]}:
+            shutil.rmtree(old)
+    for device in (ROOT / "dev").glob("nvidia[0-9]*"):
+        if int(device.name[len("nvidia") :]) >= len(present["gpus"]):
+            device.unlink()
 
 
 def hide_driver() -> None:
@@ -151,7 +168,7 @@ def needed_by(name: str, modules: dict) -> list:
 def used(name: str) -> int:
     own = {"nvidia_uvm": "dev/nvidia-uvm", "nvidia_modeset": "dev/nvidia-modeset", "nvidia_drm": "dev/dri"}
     if name != "nvidia":
-        return len(holders(str(ROOT / own[name])))
+        return len(holders(str(ROOT / own[name]))) if name in own else 0
     others = {pid for path in own.values() for pid in holders(str(ROOT / path))}
     return len(set(holders(str(ROOT / "dev/nvidia"))) - others)
 
@@ -164,8 +181,12 @@ def insert(name: str) -> None:
     if module is None:
         release = os.uname().release
         raise RefusedError(f"FATAL: Module {name} not found in directory /lib/modules/{release}")
-    if not hardware()["gpus"]:
-        raise RefusedError(f"ERROR: could not insert '{name}': No such device")
+    present = hardware()
+    refused = (present["driver"].get("modules_refused") or {}).get(name)
+    if name == "nvidia":
+        refused = refused or present["driver"].get("load_error")
+    if refused or not present["gpus"]:
+        raise RefusedError(f"ERROR: could not insert '{name}': {refused or 'No such device'}")
     below = MODULES[name]
     if below:
         insert(below)
@@ -260,6 +281,8 @@ def lsmod(_words: list) -> None:
     else:  # the machine below has a kernel without modules
         print("Module                  Size  Used by")
     modules = loaded()
+    for name, size in sorted((hardware()["driver"].get("foreign_modules") or {}).items()):
+        print(f"{name:<19} {size:>8}  0")
     for name in sorted(modules):
         above = needed_by(name, modules)
         count = len(above) + used(name)
@@ -286,18 +309,27 @@ def modinfo(words: list) -> None:
         print(f"{field + ':':<16}{value}")
 
 
+def apply() -> None:
+    """Bring what is seen of the hardware, to NVML and in /proc and /dev, to what it is now."""
+    with gpu_state.one_at_a_time(ROOT):
+        gpu_state.write(ROOT, gpu_state.effective(ROOT))
+        plug_in()
+        if "nvidia" in loaded():
+            show_driver(loaded()["nvidia"])
+
+
 def boot() -> None:
     """What happens between power on and the first service: devices appear, the installed driver finds them."""
-    plug_in()
     proc = ROOT / "proc/driver"
     if not os.path.ismount(proc):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(proc)], check=True)
-    modules = loaded()
-    if "nvidia" in modules:
-        show_driver(modules["nvidia"])
-    elif installed() and hardware()["gpus"]:
-        for name in MODULES:
-            insert(name)
+    apply()
+    if "nvidia" not in loaded() and installed() and hardware()["gpus"]:
+        for name in AT_BOOT:
+            try:
+                insert(name)
+            except RefusedError as refusal:  # a machine boots without its driver
+                print(f"modprobe: {refusal}", file=sys.stderr)
 
 
 def real_tool(name: str) -> str:
@@ -306,8 +338,7 @@ def real_tool(name: str) -> str:
 
 def main(tool: str, words: list) -> int:
     if tool not in TOOLS:
-        boot()
-        return 0
+        return by_its_own_name(words)
     if tool != "lsmod" and not module_names(words):
         os.execv(real_tool(tool), [tool, *words])  # noqa: S606 - the very words the caller gave the real tool
     try:
@@ -315,6 +346,22 @@ def main(tool: str, words: list) -> int:
     except RefusedError as refusal:
         if str(refusal):
             print(refusal, file=sys.stderr)
+        return 1
+    except gpu_state.StateError as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    return 0
+
+
+def by_its_own_name(words: list) -> int:
+    verbs = {"boot": boot, "apply": apply}
+    if len(words) != 1 or words[0] not in verbs:
+        print(f"usage: simulated_gpu.py {'|'.join(verbs)}", file=sys.stderr)
+        return 2
+    try:
+        verbs[words[0]]()
+    except gpu_state.StateError as refusal:
+        print(refusal, file=sys.stderr)
         return 1
     return 0
 
