@@ -1,7 +1,7 @@
 """The faults of a node's GPUs laid over its hardware: what `apply` writes for NVML, and what it refuses."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +16,9 @@ __all__ = ["kernel"]
 def broken(root: Path, patch: Any, fault: str = "f") -> Path:
     file = root / f"var/lib/gpuyard-lab/faults.d/{fault}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(patch if isinstance(patch, str) else json.dumps({"patch": patch}))
-    return file
+    fresh = file.with_suffix(".new")
+    fresh.write_text(patch if isinstance(patch, str) else json.dumps({"patch": patch}))
+    return fresh.rename(file)
 
 
 def written(root: Path) -> dict[str, str]:
@@ -134,13 +135,10 @@ def test_the_kernel_may_refuse_a_module_and_know_foreign_ones(
 
 
 def test_two_at_once_leave_one_whole_state(kernel: ModuleType, tmp_path: Path) -> None:
-    def breaks(number: int) -> None:
+    def breaks(number: int) -> int:
         broken(tmp_path, {"gpus": {"0": {"retired_pages": {"single_bit": number}}}}, f"f{number}")
-        assert kernel.main("simulated_gpu.py", ["apply"]) == 0
+        return kernel.main("simulated_gpu.py", ["apply"])
 
-    threads = [threading.Thread(target=breaks, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(breaks, range(8), timeout=30)) == [0] * 8
     assert written(tmp_path)["gpu.0.retired_pages.single_bit"] == "7"

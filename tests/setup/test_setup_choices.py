@@ -101,7 +101,7 @@ def test_what_is_built_as_root_is_asked_for_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NeedsRootError) as refusal:
         nodes.make_root(SimpleNamespace(run=print))
-    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root engine engine-sim model vm"
+    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root nvml engine engine-sim model vm"
     assert str(refusal.value).endswith(f"run: {line}")
 
 

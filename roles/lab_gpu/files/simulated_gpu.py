@@ -2,9 +2,9 @@
 """The part of a simulated GPU node that a kernel and its PCI bus would be.
 
 Called by its own name with `boot`, it plugs in the hardware that gpus.json lists and loads the installed driver, as a
-kernel does at boot; with `apply`, it brings what is seen of the hardware to its faults of now. Called as modprobe,
-rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes everything else on to the real tool. What is loaded
-is remembered below /run, so that it is forgotten at a reboot like a kernel's.
+kernel does at boot; with `apply`, it brings what is seen of the hardware to its faults of now; with `hold`, it holds
+the GPUs for an engine. Called as modprobe, rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes all else
+on to the real tool. What is loaded is remembered below /run, so that it is forgotten at a reboot like a kernel's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_state
@@ -138,11 +139,6 @@ def make_device(name: str) -> None:
         path.chmod(0o666)
 
 
-def holders(prefix: str) -> list:
-    """Processes that have a device file open."""
-    return [pid for pid, names in open_files() if any(name.startswith(prefix) for name in names)]
-
-
 def open_files() -> list:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -166,11 +162,11 @@ def needed_by(name: str, modules: dict) -> list:
 
 
 def used(name: str) -> int:
-    own = {"nvidia_uvm": "dev/nvidia-uvm", "nvidia_modeset": "dev/nvidia-modeset", "nvidia_drm": "dev/dri"}
-    if name != "nvidia":
-        return len(holders(str(ROOT / own[name]))) if name in own else 0
-    others = {pid for path in own.values() for pid in holders(str(ROOT / path))}
-    return len(set(holders(str(ROOT / "dev/nvidia"))) - others)
+    """How often a device file of this module is open; the kernel counts each."""
+    own = {"nvidia_uvm": r"dev/nvidia-uvm.*", "nvidia_modeset": r"dev/nvidia-modeset", "nvidia_drm": r"dev/dri/.*"}
+    own["nvidia"] = r"dev/nvidia(\d+|ctl|-nvswitch.*)"
+    device = re.compile(re.escape(str(ROOT)).rstrip("/") + "/" + own.get(name, "(?!)") + r"( \(deleted\))?")
+    return sum(1 for _, names in open_files() for opened in names if device.fullmatch(opened))
 
 
 def insert(name: str) -> None:
@@ -217,6 +213,8 @@ def take_out(name: str) -> None:
             device.unlink()
     if name == "nvidia":
         hide_driver()
+        with contextlib.suppress(FileNotFoundError):
+            (ROOT / "run/gpuyard-lab/fabric").unlink()
     remember(modules)
 
 
@@ -332,6 +330,87 @@ def boot() -> None:
                 print(f"modprobe: {refusal}", file=sys.stderr)
 
 
+# --- engines -------------------------------------------------------------------------------------------------
+
+
+def hold(engine: str) -> None:
+    """Hold the GPUs for an engine of this lab, from its own control group, as the engine itself would hold real ones.
+
+    Run by its unit when it serves. Also tells NVML what the engine takes of them: the memory that vLLM reserves, and
+    the load, which is what its control group computes.
+    """
+    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    minors = [
+        minor for minor, _ in enumerate(hardware()["gpus"]) if visible in ([""], ["all"]) or str(minor) in visible
+    ]
+    paths = [ROOT / "dev" / name for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{minor}" for minor in minors))]
+    if not minors or not all(path.exists() for path in paths):
+        return  # no driver is loaded: what computes here without one needs none
+    pid = int(os.environ["MAINPID"])
+    if os.fork():
+        return
+    os.setsid()
+    opened = [os.open(path, os.O_RDWR) for path in paths]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    watch(pid, minors, taken_memory(engine, minors))
+    for descriptor in opened:
+        os.close(descriptor)
+    os._exit(0)
+
+
+def taken_memory(engine: str, minors: list) -> int:
+    """MiB of each GPU. vLLM reserves nine tenths of it unless told otherwise."""
+    share = 0.9
+    with contextlib.suppress(OSError):
+        settings = (ROOT / f"etc/vllm/{engine}.yaml").read_text()
+        told = re.search(r"^gpu-memory-utilization: *([0-9.]+)", settings, re.MULTILINE)
+        share = float(told.group(1)) if told else share
+    return int(min(hardware()["gpus"][minor]["memory_mib"] for minor in minors) * share)
+
+
+def watch(pid: int, minors: list, mib: int) -> None:
+    """Say once a second what the process computes, until it is gone. NVML believes no file of a process that is not."""
+    since = started(pid)
+    file = ROOT / "run/gpuyard-lab/processes" / str(pid)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for old in file.parent.iterdir():
+        if started(int(old.name.split(".")[0])) is None:
+            old.unlink()
+    before, at = computed(), time.monotonic()
+    load = 0
+    while since is not None and started(pid) == since:
+        fresh = file.with_suffix(".new")
+        fresh.write_text(f"{since} {mib} {load} {' '.join(map(str, minors))}\n")
+        fresh.replace(file)
+        time.sleep(1)
+        now, then = computed(), time.monotonic()
+        load = min(100, round((now - before) / (then - at) / (os.cpu_count() or 1) * 100))
+        before, at = now, then
+    with contextlib.suppress(FileNotFoundError):
+        file.unlink()
+
+
+def started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def computed() -> float:
+    """Seconds of computing of all that is in this control group."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
+        usage = re.search(r"usage_usec (\d+)", Path(f"/sys/fs/cgroup{group}/cpu.stat").read_text())
+    except OSError:
+        return 0.0
+    return int(usage.group(1)) / 1e6 if usage else 0.0
+
+
 def real_tool(name: str) -> str:
     return shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") or f"/sbin/{name}"
 
@@ -354,12 +433,13 @@ def main(tool: str, words: list) -> int:
 
 
 def by_its_own_name(words: list) -> int:
-    verbs = {"boot": boot, "apply": apply}
-    if len(words) != 1 or words[0] not in verbs:
-        print(f"usage: simulated_gpu.py {'|'.join(verbs)}", file=sys.stderr)
+    verbs = {("boot", 0): boot, ("apply", 0): apply, ("hold", 1): hold}
+    verb = verbs.get((words[0], len(words) - 1)) if words else None
+    if verb is None:
+        print("usage: simulated_gpu.py boot | apply | hold ENGINE", file=sys.stderr)
         return 2
     try:
-        verbs[words[0]]()
+        verb(*words[1:])
     except gpu_state.StateError as refusal:
         print(refusal, file=sys.stderr)
         return 1

@@ -133,6 +133,13 @@ static Call enter(const char *function, nvmlDevice_t device, bool about_a_gpu)
         return NVML_ERROR_INVALID_ARGUMENT
 #define ASKED(valid) ENTER(NULL, false, valid)
 #define ASKED_OF(device, valid) ENTER(device, true, valid)
+/* What is injected there is about the GPU that is found, so it counts when it is. */
+#define ASKED_FOR_ONE(valid) \
+    __attribute__((cleanup(leave))) Call call = enter("", NULL, false); \
+    if (call.code) \
+        return call.code; \
+    if (!(valid)) \
+        return NVML_ERROR_INVALID_ARGUMENT
 
 /* --- values of one GPU ------------------------------------------------------------------------------------------- */
 
@@ -242,6 +249,12 @@ static double temperature(int gpu)
 {
     return value(gpu, "temperature_c",
                  (int)between(gpu, value(gpu, "temperature_idle_c", 30), value(gpu, "temperature_load_c", 65)));
+}
+
+/* From Ada on, thresholds are told as what is left to the highest temperature of normal work. */
+static bool margins(int gpu, double *limit)
+{
+    return value(gpu, "architecture", 0) >= 8 && pinned(gpu, "temperature_max_c", limit);
 }
 
 static double power_draw(int gpu)
@@ -528,7 +541,7 @@ static nvmlReturn_t handle(const char *function, int gpu, nvmlDevice_t *into)
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
 {
-    ASKED(device && (int)index < gpus());
+    ASKED_FOR_ONE(device && (int)index < gpus());
     return handle(__func__, index, device);
 }
 
@@ -539,14 +552,14 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t 
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
-    ASKED(uuid && device);
+    ASKED_FOR_ONE(uuid && device);
     int gpu = number_of("uuid", uuid);
     return gpu < 0 ? NVML_ERROR_NOT_FOUND : handle(__func__, gpu, device);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device)
 {
-    ASKED(serial && device);
+    ASKED_FOR_ONE(serial && device);
     int gpu = number_of("serial", serial);
     return gpu < 0 ? NVML_ERROR_NOT_FOUND : handle(__func__, gpu, device);
 }
@@ -554,7 +567,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvmlDevice_t *device)
 {
     unsigned int asked[3] = {0}, found[3];
-    ASKED(address && device);
+    ASKED_FOR_ONE(address && device);
     /* With or without a domain, of whatever length. */
     if (sscanf(address, "%x:%x:%x.", &asked[0], &asked[1], &asked[2]) != 3 &&
         (asked[0] = 0, sscanf(address, "%x:%x.", &asked[1], &asked[2]) != 2))
@@ -785,13 +798,13 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperatu
 
 EXPORT nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTemperature_t *asked)
 {
-    double slowdown;
+    double limit;
     ASKED_OF(device, asked);
     if (asked->version != VERSION(nvmlMarginTemperature_t, 1))
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    if (!pinned(call.gpu, "temperature_slowdown_c", &slowdown))
+    if (!margins(call.gpu, &limit))
         return NVML_ERROR_NOT_SUPPORTED;
-    asked->marginTemperature = slowdown - temperature(call.gpu);
+    asked->marginTemperature = limit - temperature(call.gpu);
     return NVML_SUCCESS;
 }
 
@@ -1337,6 +1350,19 @@ static nvmlReturn_t field(int gpu, nvmlFieldValue_t *into)
         into->valueType = VALUE_UINT;
         found = 1000 * value(gpu, "power_w", 0);
         break;
+    case 193: /* margins: at which it shuts down, slows down, slows down for its memory, is at its highest */
+    case 194:
+    case 195:
+    case 196: {
+        static const char *const KEYS[] = {"temperature_shutdown_c", "temperature_slowdown_c", "temperature_memory_max_c"};
+        double limit, threshold;
+        if (!margins(gpu, &limit) || (into->fieldId < 196 && !pinned(gpu, KEYS[into->fieldId - 193], &threshold)))
+            return NVML_ERROR_NOT_SUPPORTED;
+        into->valueType = VALUE_INT;
+        /* The memory has a limit of its own, and no margin beyond it. */
+        into->value.i = into->fieldId < 195 ? limit - threshold : 0;
+        return NVML_SUCCESS;
+    }
     case 226: /* reset, and drain and reset, wanted: what the next replaces */
     case 227:
         into->valueType = VALUE_UINT;
@@ -1496,6 +1522,14 @@ static nvmlReturn_t compute_processes(nvmlDevice_t device, unsigned int *number,
     return NVML_SUCCESS;
 }
 
+static nvmlReturn_t margin(nvmlDevice_t device, int *celsius)
+{
+    nvmlMarginTemperature_t asked = {.version = VERSION(nvmlMarginTemperature_t, 1)};
+    nvmlReturn_t code = nvmlDeviceGetMarginTemperature(device, &asked);
+    *celsius = asked.marginTemperature;
+    return code;
+}
+
 static nvmlReturn_t unknown(void)
 {
     return NVML_ERROR_NOT_SUPPORTED;
@@ -1505,7 +1539,7 @@ EXPORT nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *i
 {
     static const unsigned char KNOWN[16] = {0xc4, 0xfe, 0x3e, 0x6c, 0xc9, 0x8f, 0x6c, 0x4e,
                                             0xa3, 0x27, 0xee, 0x69, 0x6e, 0x12, 0xf7, 0xc4};
-    enum { BY_INDEX = 81, COMPUTE = 213, GRAPHICS, MPS, HOST_PCIE = 230, PLACES = 512 };
+    enum { BY_INDEX = 81, COMPUTE = 213, GRAPHICS, MPS, HOST_PCIE = 230, MARGIN = 240, PLACES = 512 };
     static const void *places[PLACES];
     if (!table || !id || memcmp(id, KNOWN, sizeof KNOWN) != 0)
         return NVML_ERROR_NOT_FOUND;
@@ -1516,6 +1550,7 @@ EXPORT nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *i
     places[COMPUTE] = (void *)compute_processes;
     places[GRAPHICS] = (void *)nvmlDeviceGetGraphicsRunningProcesses;
     places[MPS] = (void *)nvmlDeviceGetMPSComputeRunningProcesses;
+    places[MARGIN] = (void *)margin;
     places[HOST_PCIE] = (void *)nvmlDeviceGetMaxPcieLinkGeneration;
     *table = places;
     return NVML_SUCCESS;
