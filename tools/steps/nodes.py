@@ -1,4 +1,4 @@
-"""What the lab's nodes are made of: their base system, and built inside it the GPUs' library, the engine, a real model."""
+"""What the lab's nodes are made of: their base system; built inside it the GPUs' library, the engine, a real model."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def make_nvml(work: Work) -> str:
     if offered.is_file():
         raise SetupError(
             "SETUP-NVIDIA-SMI",
-            f"Debian's archive does not carry {smi['package']} {smi['version']}, with which the simulated NVML was proven; "
-            f"it has: {' '.join(offered.read_text().split()) or 'none'}. Use a mirror that has it "
+            f"Debian's archive does not carry {smi['package']} {smi['version']}, with which the simulated NVML was "
+            f"proven; it has: {' '.join(offered.read_text().split()) or 'none'}. Use a mirror that has it "
             "(GPUYARD_DEBIAN_MIRROR), or put version and SHA-256 of another into "
             "src/gpuyard/lab/nvml/nvidia-smi.json and run `make test-unit`",
         )

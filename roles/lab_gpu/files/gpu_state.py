@@ -210,7 +210,7 @@ def defaults(gpu: dict, hardware: dict) -> dict:
         "remapped_rows": {"correctable": 0, "uncorrectable": 0, "pending": False, "failure": False},
         "retired_pages": {"single_bit": 0, "double_bit": 0, "pending": False},
         "pcie_max": fastest,
-        "pcie": {**fastest, "replays": 0},
+        "pcie": {"width": fastest["width"], "replays": 0},
         "nvlink": {str(number): link for number in range(links)},
         "recovery_action": 0,
         "fabric": {},
@@ -235,7 +235,9 @@ def lines(state: dict) -> list:
     for minor, gpu in enumerate(on_the_bus(state)):
         if gpu["init_failed"]:
             continue
-        found.update(flat({**gpu, "minor": minor}, f"gpu.{number}"))
+        # NVML does not tell the versions of a function apart.
+        functions = {name.split("_")[0]: end for name, end in gpu["nvml"].items()}
+        found.update(flat({**gpu, "minor": minor, "nvml": functions}, f"gpu.{number}"))
         number += 1
     found["gpus"] = str(number)
     found["switches"] = str(len(state["switches"]))

@@ -1,4 +1,4 @@
-"""The simulated NVML (in C) and the real nvidia-smi that asks it: built and fetched by set-up, shipped in the packages."""
+"""The simulated NVML, in C, and the real nvidia-smi that asks it: made by set-up, shipped in the packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def built(cache: Path) -> Path:
     folder = cache / "lab" / f"nvml-{digest()}"
     missing = [name for name in (LIBRARY, SMI) if not (folder / name).is_file()]
     if missing:
-        raise LabError(
-            "LAB-NVML", f"{' and '.join(missing)} not in {folder}", change="run `make setup`, which builds it"
-        )
+        found = f"{' and '.join(missing)} not in {folder}"
+        raise LabError("LAB-NVML", found, change="run `make setup`, which makes them")
     return folder

@@ -45,27 +45,15 @@ static void leave(Call *call)
     pthread_mutex_unlock(&lock);
 }
 
-/* What the state wants this function to end with: a number, "hang", or NULL. Function names count with or without the
- * version at their end, and `*` is every function that is about the GPU. */
+/* What the state wants this function to end with: a number, "hang", or NULL. Functions are named without the version at
+ * their end, and `*` is every function that is about the GPU. */
 static const char *injected(const char *function, int gpu)
 {
-    char base[128];
-    snprintf(base, sizeof base, "%s", function);
-    char *version = strstr(base, "_v");
-    if (version)
-        *version = 0;
-    if (gpu >= 0) {
-        const char *found = state_text("gpu.%d.nvml.%s", gpu, function);
-        found = found ? found : state_text("gpu.%d.nvml.%s", gpu, base);
-        return found ? found : state_text("gpu.%d.nvml.*", gpu);
-    }
-    for (int any = 0; any < GPUS; any++) {
-        const char *found = state_text("gpu.%d.nvml.%s", any, function);
-        found = found ? found : state_text("gpu.%d.nvml.%s", any, base);
-        if (found)
-            return found;
-    }
-    return NULL;
+    int length = strcspn(function, "_");
+    const char *found = NULL;
+    for (int any = gpu < 0 ? 0 : gpu; !found && any < (gpu < 0 ? GPUS : gpu + 1); any++)
+        found = state_text("gpu.%d.nvml.%.*s", any, length, function);
+    return found || gpu < 0 ? found : state_text("gpu.%d.nvml.*", gpu);
 }
 
 static int gpus(void)
@@ -613,7 +601,6 @@ NUMBER(nvmlDeviceGetModuleId, "minor")
 NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, "pcie_max.gen")
 NUMBER(nvmlDeviceGetGpuMaxPcieLinkGeneration, "pcie_max.gen")
 NUMBER(nvmlDeviceGetMaxPcieLinkWidth, "pcie_max.width")
-NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, "pcie.gen")
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, "pcie.width")
 NUMBER(nvmlDeviceGetPcieReplayCounter, "pcie.replays")
 
@@ -640,6 +627,9 @@ static unsigned int performance(int gpu)
 {
     return utilization(gpu) > 0 ? 0 : value(gpu, "pstate_idle", 0);
 }
+/* A link is as slow as can be while its board sleeps, and nothing is wrong with it. */
+FIXED(nvmlDeviceGetCurrPcieLinkGeneration,
+      value(call.gpu, "pcie.gen", performance(call.gpu) ? 1 : value(call.gpu, "pcie_max.gen", 1)))
 FIXED(nvmlDeviceGetPerformanceState, performance(call.gpu))
 FIXED(nvmlDeviceGetPowerState, performance(call.gpu))
 

@@ -56,7 +56,7 @@ class Package:
             "Conflicts": self.conflicts,
             "Replaces": self.conflicts,
             "Provides": self.provides,
-            "Description": f"{self.summary} (simulated)\n Carries the vendor's name and relations, and nothing that knows a GPU.",
+            "Description": f"{self.summary} (simulated)\n The vendor's name and relations; nothing in it knows a GPU.",
         }
         return "".join(f"{key}: {value}\n" for key, value in fields.items() if value)
 
