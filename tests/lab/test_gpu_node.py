@@ -161,8 +161,7 @@ KillMode=mixed
 Restart=always
 """
 HOLDERS = (
-    "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q 'dev/nvidia0$' && cat $p/cgroup; done "
-    "| grep -v persistenced; true"
+    "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q 'dev/nvidia0$' && grep ^0:: $p/cgroup; done; true"
 )
 APPS = "nvidia-smi --query-compute-apps=pid --format=csv,noheader -i 0"
 

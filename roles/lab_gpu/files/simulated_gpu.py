@@ -404,10 +404,12 @@ def started(pid: int) -> str | None:
 def computed() -> float:
     """Seconds of computing of all that is in this control group."""
     try:
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
-        usage = re.search(r"usage_usec (\d+)", Path(f"/sys/fs/cgroup{group}/cpu.stat").read_text())
+        # A host may have trees of the first version beside it.
+        group = re.search(r"^0::(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        stat = Path(f"/sys/fs/cgroup{group.group(1)}/cpu.stat").read_text() if group else ""
     except OSError:
         return 0.0
+    usage = re.search(r"usage_usec (\d+)", stat)
     return int(usage.group(1)) / 1e6 if usage else 0.0
 
 
