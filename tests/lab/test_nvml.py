@@ -459,6 +459,19 @@ def test_temperature_power_and_clocks_move_with_the_load(node: Node, monkeypatch
         nv.nvmlShutdown()
 
 
+def test_an_idle_board_that_sleeps_has_its_link_at_the_slowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = on(tmp_path, "L4")
+    nv = use_library(node, monkeypatch)
+    nv.nvmlInit()
+    try:
+        gpu = nv.nvmlDeviceGetHandleByIndex(0)
+        assert (nv.nvmlDeviceGetPerformanceState(gpu), nv.nvmlDeviceGetCurrPcieLinkGeneration(gpu)) == (8, 1)
+        node.patch(gpus={"0": {"utilization_gpu": 5}})
+        assert (nv.nvmlDeviceGetPerformanceState(gpu), nv.nvmlDeviceGetCurrPcieLinkGeneration(gpu)) == (0, 4)
+    finally:
+        nv.nvmlShutdown()
+
+
 def test_whoever_asks_nvml_holds_the_device_until_it_shuts_nvml_down(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
