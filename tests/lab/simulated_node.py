@@ -59,10 +59,8 @@ def library() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="gpuyard-nvml-"))
     target = folder / f"libnvidia-ml.so.{VERSION}"
     if compiler := shutil.which("cc"):
-        flags = (
-            "-std=gnu11 -O1 -Wall -Wextra -Werror -Wno-cast-function-type -fvisibility=hidden -fPIC -shared -pthread"
-        )
-        words = [compiler, *flags.split(), "-o", target, *sorted(nvml.FOLDER.glob("*.c"))]
+        flags = ["-std=gnu11", "-O1", "-fvisibility=hidden", "-fPIC", "-shared", "-pthread"]
+        words = [compiler, *flags, "-o", target, *sorted(nvml.FOLDER.glob("*.c"))]
         subprocess.run(words, check=True, timeout=120)
     else:
         shutil.copy(nvml.built(default_cache()) / nvml.LIBRARY, target)

@@ -615,7 +615,8 @@ NUMBER(nvmlDeviceGetPcieReplayCounter, "pcie.replays")
 FIXED(nvmlDeviceGetIndex, call.gpu)
 FIXED(nvmlDeviceGetPersistenceMode, persistent())
 FIXED(nvmlDeviceGetComputeMode, 0)
-FIXED(nvmlDeviceGetDisplayMode, 0)
+FIXED(nvmlDeviceGetDisplayMode, 1) /* what boards without a display say */
+FIXED(nvmlDeviceGetAccountingBufferSize, 4000)
 FIXED(nvmlDeviceGetDisplayActive, 0)
 FIXED(nvmlDeviceGetMultiGpuBoard, 0)
 FIXED(nvmlDeviceGetAccountingMode, 0)
@@ -767,6 +768,28 @@ IDLE_ENGINE(nvmlDeviceGetEncoderUtilization)
 IDLE_ENGINE(nvmlDeviceGetDecoderUtilization)
 IDLE_ENGINE(nvmlDeviceGetJpgUtilization)
 IDLE_ENGINE(nvmlDeviceGetOfaUtilization)
+
+EXPORT nvmlReturn_t nvmlDeviceGetEncoderStats(nvmlDevice_t device, unsigned int *sessions, unsigned int *frames,
+                                              unsigned int *latency)
+{
+    ASKED_OF(device, sessions && frames && latency);
+    *sessions = *frames = *latency = 0;
+    return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetFBCStats(nvmlDevice_t device, unsigned int stats[3])
+{
+    ASKED_OF(device, stats);
+    stats[0] = stats[1] = stats[2] = 0;
+    return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t device, nvmlMemory_t *memory)
+{
+    ASKED_OF(device, memory);
+    *memory = (nvmlMemory_t){0, 0, 0};
+    return NVML_SUCCESS;
+}
 
 EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int sensor, unsigned int *celsius)
 {
@@ -1230,6 +1253,9 @@ static nvmlReturn_t field(int gpu, nvmlFieldValue_t *into)
 {
     bool remaps = flag(gpu, "row_remapper"), linked = links(gpu) > 0;
     double found = 0;
+    /* Power of the whole module or of its memory: of the boards here none tells it. */
+    if (into->fieldId >= 185 && into->fieldId <= 192 && into->scopeId != 0)
+        return NVML_ERROR_NOT_SUPPORTED;
     into->valueType = VALUE_U64;
     switch (into->fieldId) {
     case 1: /* ECC mode, now and pending */
@@ -1437,21 +1463,17 @@ EXPORT nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, void *data, unsigned in
         ASKED(true); \
         return NVML_ERROR_NOT_SUPPORTED; \
     }
-REFUSED(nvmlDeviceGetAccountingBufferSize)
 REFUSED(nvmlDeviceGetAccountingPids)
 REFUSED(nvmlDeviceGetAttributes_v2)
 REFUSED(nvmlDeviceGetAutoBoostedClocksEnabled)
 REFUSED(nvmlDeviceGetBridgeChipInfo)
 REFUSED(nvmlDeviceGetComputeInstanceId)
 REFUSED(nvmlDeviceGetConfComputeMemSizeInfo)
-REFUSED(nvmlDeviceGetConfComputeProtectedMemoryUsage)
 REFUSED(nvmlDeviceGetCpuAffinity)
 REFUSED(nvmlDeviceGetDriverModel)
 REFUSED(nvmlDeviceGetDynamicPstatesInfo)
 REFUSED(nvmlDeviceGetEncoderSessions)
-REFUSED(nvmlDeviceGetEncoderStats)
 REFUSED(nvmlDeviceGetFBCSessions)
-REFUSED(nvmlDeviceGetFBCStats)
 REFUSED(nvmlDeviceGetFanSpeed)
 REFUSED(nvmlDeviceGetFanSpeed_v2)
 REFUSED(nvmlDeviceGetGpcClkVfOffset)
