@@ -59,6 +59,7 @@ STEPS: Mapping[str, Step] = {
             source="a Go module proxy (and, where no Go is installed, a Python package index)",
         ),
         Step("root", nodes.root_ready, nodes.make_root, needs=("debs",), seconds=1200, gib=0.5, source=DEBIAN_ARCHIVE),
+        Step("nvml", nodes.nvml_ready, nodes.make_nvml, needs=("root",), gib=0.1, source=DEBIAN_ARCHIVE),
         Step(
             "qemu",
             lambda: machine.debs_ready(machine.QEMU_PACKAGES),

@@ -152,6 +152,72 @@ def test_a_driver_is_installed_loaded_held_by_its_daemons_replaced_and_there_aft
     assert host.wait_until(lambda: lab.on(node, loaded).stdout.split() == ["580.126.20", "active"], 60, 0.5)
 
 
+ENGINE = """
+[Service]
+Type=exec
+ExecStart=/bin/sh -c 'while :; do :; done'
+PrivateDevices=yes
+KillMode=mixed
+Restart=always
+"""
+HOLDERS = (
+    "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q 'dev/nvidia0$' && grep ^0:: $p/cgroup; done; true"
+)
+APPS = "nvidia-smi --query-compute-apps=pid --format=csv,noheader -i 0"
+
+
+def test_an_engine_holds_the_gpus_from_its_own_control_group_for_as_long_as_it_serves(
+    lab: Lab, node: NodeState
+) -> None:
+    lab.said(node, install("580.126.20", "--allow-downgrades", "--allow-change-held-packages"))
+    lab.said(
+        node,
+        "systemctl stop nvidia-persistenced; rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; modprobe -a nvidia-uvm",
+    )
+    lab.said(node, f"cat > /etc/systemd/system/vllm@.service <<'EOU'{ENGINE}EOU\nsystemctl daemon-reload")
+    lab.said(node, "systemctl start vllm@t")
+    try:
+        main = "systemctl show --property MainPID --value vllm@t"
+        assert host.wait_until(lambda: lab.said(node, APPS) == lab.said(node, main), 20, 0.5), lab.said(node, APPS)
+        assert lab.said(node, HOLDERS) == "0::/system.slice/system-vllm.slice/vllm@t.service"
+        assert "nvidia_uvm is in use" in lab.on(node, "rmmod nvidia_uvm").stderr
+        assert lab.on(node, "modprobe -r nvidia").returncode == 1
+        busy = "nvidia-smi --query-gpu=utilization.gpu,temperature.gpu --format=csv,noheader,nounits -i 0"
+
+        def load() -> list[int]:
+            return [int(word) for word in lab.said(node, busy).split(", ")]
+
+        assert host.wait_until(lambda: load()[0] > 0 and load()[1] > 30, 20, 0.5), "its computing is the GPU's load"
+
+        killed = lab.said(node, main)
+        lab.said(node, f"kill -9 {killed}")
+        assert host.wait_until(lambda: lab.said(node, APPS) not in ("", killed), 20, 0.5), "a new one holds it"
+        assert len(lab.said(node, HOLDERS).splitlines()) == 1, "and nothing is left of the old one"
+    finally:
+        lab.said(node, "systemctl stop vllm@t")
+    assert lab.said(node, APPS) == ""
+    lab.said(node, "rmmod nvidia_uvm nvidia && modprobe -a nvidia nvidia-uvm")
+
+
+def test_a_fault_is_seen_through_the_real_tools_and_gone_when_it_is_mended(lab: Lab, node: NodeState) -> None:
+    state = "sha256sum /run/gpuyard-lab/gpus.state"
+    apply = "/usr/local/lib/gpuyard-lab/simulated_gpu.py apply"
+    lab.said(node, apply)
+    before = lab.said(node, state)
+    fault = "/var/lib/gpuyard-lab/faults.d/t.json"
+    patch = {"gpus": {"3": {"lost": True}, "5": {"temperature_c": 91, "clocks_event_reasons": 64}}}
+    lab.said(node, f"mkdir -p {Path(fault).parent}; echo '{json.dumps({'patch': patch})}' > {fault}; {apply}")
+    try:
+        query = "nvidia-smi --query-gpu=temperature.gpu --format=csv,noheader -i "
+        assert lab.said(node, f"{query} 5") == "91"
+        broken = lab.on(node, "nvidia-smi")
+        assert (broken.returncode, "GPU is lost" in broken.stdout) == (15, True)
+    finally:
+        lab.said(node, f"rm {fault}; {apply}")
+    assert lab.said(node, state) == before
+    assert lab.said(node, "nvidia-smi -L | wc -l") == "8"
+
+
 def test_a_downgrade_needs_consent(lab: Lab, node: NodeState) -> None:
     lab.said(node, install("580.126.20"))
     assert lab.on(node, install("580.105.08")).returncode == 100

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpuyard.catalog import load_catalog
-from gpuyard.lab import mirror
+from gpuyard.lab import mirror, nvml
 from gpuyard.lab.models import LabRef
 from gpuyard.lab.packages import recipes
 from gpuyard.lab.place import Place
+
+from .conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("mirror")
     place = Place(LabRef(project=root / "project", stack="lab"), root / "cache")
     place.state.mkdir(parents=True)
+    # The repository is made of packages; what is inside them is no matter of apt's.
+    parts = place.cache / "lab" / f"nvml-{nvml.digest()}"
+    parts.mkdir(parents=True)
+    for name in (nvml.LIBRARY, nvml.SMI):
+        (parts / name).write_text(name)
     mirror.build(place)
     return place
 
@@ -175,3 +182,22 @@ def test_building_again_changes_nothing_and_another_recipe_keeps_the_key(
 
 def test_the_secret_key_is_for_its_owner_alone(place: Place) -> None:
     assert (place.state / "apt-key/secret.asc").stat().st_mode & 0o077 == 0
+
+
+def test_the_library_and_nvidia_smi_are_in_the_packages_under_the_drivers_names(place: Place, tmp_path: Path) -> None:
+    for name, path, content in (
+        ("libnvidia-ml1", "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.126.20", nvml.LIBRARY),
+        ("nvidia-driver-cuda", "usr/bin/nvidia-smi", nvml.SMI),
+    ):
+        deb = next(place.apt.glob(f"{name}_580.126.20-1_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", deb, tmp_path / name], check=True)
+        assert (tmp_path / name / path).read_text() == content
+        assert (tmp_path / name / path).stat().st_mode & 0o777 == 0o755
+
+
+def test_without_what_set_up_makes_there_are_no_packages(tmp_path: Path) -> None:
+    bare = Place(LabRef(project=tmp_path / "project", stack="lab"), tmp_path / "cache")
+    bare.state.mkdir(parents=True)
+    with refused("LAB-NVML") as said:
+        mirror.build(bare)
+    assert "run `make setup`" in str(said.value)

@@ -1,67 +1,19 @@
-"""The simulated user side of the driver, run as a program over a folder that plays the node."""
+"""The user side of the driver over a folder that plays the node: the real nvidia-smi and the simulated daemons."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from gpuyard.health import driver_version, gpu_count, tools
 from gpuyard.lab.packages import recipes
 
-VERSION = "580.126.20"
-LOADED = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (gpuyard@lab)\n"
-
-
-class Node:
-    def __init__(self, root: Path, gpus: int = 2) -> None:
-        self.root = root
-        (root / "usr/bin").mkdir(parents=True)
-        for package in recipes.driver(VERSION):
-            for path, text in package.programs.items():
-                (root / path).write_text(text)
-        self.plug(gpus)
-
-    def plug(self, gpus: int, switches: int = 0) -> None:
-        board = {
-            "name": "NVIDIA H100 80GB HBM3",
-            "device": "0x2330",
-            "memory_mib": 81559,
-            "power_w": 700,
-            "compute": "9.0",
-            "serial": "1",
-        }
-        boards = [{**board, "bdf": f"0000:{n + 16:02x}:00.0", "uuid": f"GPU-{n}"} for n in range(gpus)]
-        self.write(
-            "var/lib/gpuyard-lab/gpus.json",
-            json.dumps({"gpus": boards, "switches": [{"bdf": "0000:05:00.0"}] * switches}),
-        )
-
-    def write(self, path: str, text: str) -> None:
-        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / path).write_text(text)
-
-    def install_library(self, version: str) -> None:
-        self.write(f"{recipes.LIBRARIES}/libnvidia-ml.so.{version}", version)
-        (self.root / recipes.LIBRARIES / "libnvidia-ml.so.1").symlink_to(f"libnvidia-ml.so.{version}")
-
-    def load(self, version: str) -> None:
-        self.write("proc/driver/nvidia/version", LOADED.format(version))
-
-    def run(self, program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "GPUYARD_LAB_ROOT": str(self.root)}
-        return subprocess.run(
-            [sys.executable, self.root / "usr/bin" / program, *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=30,
-        )
-
-    def smi(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.run("nvidia-smi", *words)
+from .simulated_node import VERSION, Node, smi
 
 
 @pytest.fixture
@@ -95,48 +47,49 @@ def test_another_driver_loaded_than_installed_ends_with_18(node: Node) -> None:
     assert done.stdout.startswith("Failed to initialize NVML: Driver/library version mismatch\n")
 
 
+def test_a_control_device_that_is_not_there_or_not_allowed_is_an_unknown_error(ready: Node) -> None:
+    (ready.root / "dev/nvidiactl").unlink()
+    done = ready.smi()
+    assert done.returncode == 255
+    assert "Failed to initialize NVML: Unknown Error" in done.stdout
+
+
 def test_without_a_gpu_it_ends_with_6(ready: Node) -> None:
     ready.plug(0)
     assert ready.smi().returncode == 6
 
 
-def test_the_list_names_every_gpu(ready: Node) -> None:
-    assert ready.smi("-L").stdout == (
-        "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\nGPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n"
-    )
+def test_a_gpu_that_fell_off_the_bus_is_named_and_ends_it_with_15(ready: Node) -> None:
+    ready.patch(gpus={"1": {"lost": True}})
+    done = ready.smi()
+    assert done.returncode == 15
+    assert "Unable to determine the device handle for GPU1: GPU is lost.  Reboot the system" in done.stdout
 
 
-def test_a_query_answers_with_header_and_units_or_without(ready: Node) -> None:
-    query = "--query-gpu=index,driver_version,memory.total,power.limit,utilization.gpu"
-    assert ready.smi(query, "--format=csv").stdout.splitlines() == [
-        "index, driver_version, memory.total [MiB], power.limit [W], utilization.gpu [%]",
-        f"0, {VERSION}, 81559 MiB, 700.00 W, 0 %",
-        f"1, {VERSION}, 81559 MiB, 700.00 W, 0 %",
-    ]
-    plain = ready.smi(query, "--format=csv,noheader,nounits", "-i", "1").stdout
-    assert plain == f"1, {VERSION}, 81559, 700.00, 0\n"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("--query-gpu=index,colour", "--format=csv"), ("--query-gpu=index",), ("--paint",)],
-    ids=["unknown field", "no format", "unknown option"],
-)
-def test_a_question_it_does_not_know_ends_with_2(ready: Node, words: tuple[str, ...]) -> None:
-    assert ready.smi(*words).returncode == 2
-
-
-def test_the_overview_is_a_table_whose_lines_are_equally_long(ready: Node) -> None:
-    lines = [line for line in ready.smi().stdout.splitlines()[1:] if line]
-    assert {len(line) for line in lines} == {91}
-    assert f"Driver Version: {VERSION}" in lines[1]
-    assert "CUDA Version: 13.0" in lines[1]
+def test_the_probes_hear_what_nvidia_smi_says(
+    ready: Node, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    shutil.copy(smi(), folder / "nvidia-smi")
+    for name, value in {**ready.environment(), "PATH": f"{folder}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(name, value)
+    bus = str(ready.root / "var/lib/gpuyard-lab/pci")
+    assert gpu_count.probe(2, bus).found == {"expected": 2, "on_bus": 2, "answering": 2, "silent": []}
+    assert driver_version._userland() == VERSION
+    ready.patch(gpus={"0": {"init_failed": True}})
+    verdict = gpu_count.probe(2, bus)
+    assert (verdict.state, verdict.found["silent"]) == ("Unhealthy", ["0000:19:00.0"])
+    ready.patch(gpus={"1": {"lost": True}})
+    assert "GPU is lost" in gpu_count.probe(2, bus).reason
+    monkeypatch.setattr(tools, "DEADLINE_SECONDS", 1)
+    ready.inject(nvmlDeviceGetHandleByIndex="hang")
+    assert "did not answer in 1 s" in gpu_count.probe(2, bus).reason
 
 
 @pytest.mark.parametrize("program", ["nvidia-persistenced", "nv-fabricmanager"])
 @pytest.mark.parametrize("loaded", [None, "580.105.08"])
 def test_a_daemon_refuses_a_driver_that_is_not_its_own(node: Node, program: str, loaded: str | None) -> None:
-    node.plug(8, switches=4)
+    node.plug(8)
     if loaded:
         node.load(loaded)
     done = node.run(program)
@@ -148,3 +101,39 @@ def test_the_fabric_manager_has_nothing_to_do_without_a_switch(ready: Node) -> N
     done = ready.run("nv-fabricmanager")
     assert done.returncode == 1
     assert "NV_WARN_NOTHING_TO_DO" in done.stderr
+
+
+def test_what_the_daemons_do_is_seen_through_nvml_while_it_lasts(ready: Node) -> None:
+    ready.plug(8)
+    ready.load(VERSION)
+
+    def seen() -> list[str]:
+        words = ("--query-gpu=persistence_mode", "--format=csv,noheader", "-i", "0")
+        fabric = next(line for line in ready.smi("-q", "-i", "0").stdout.split("Fabric\n")[1].splitlines())
+        return [ready.smi(*words).stdout.strip(), fabric.split(": ")[1]]
+
+    assert seen() == ["Disabled", "In Progress"]
+    running = [
+        subprocess.Popen([sys.executable, ready.root / "usr/bin" / name], env=ready.environment())
+        for name in ("nvidia-persistenced", "nv-fabricmanager")
+    ]
+    try:
+        deadline = time.monotonic() + 20
+        while seen() != ["Enabled", "Completed"]:
+            assert time.monotonic() < deadline, seen()
+            time.sleep(0.1)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(10)
+    assert seen() == ["Disabled", "Completed"], "the switches stay configured without their manager"
+
+
+def test_each_version_of_the_library_is_one_file_under_its_own_name() -> None:
+    packages = {package.version: package for package in recipes.packages() if package.name == "libnvidia-ml1"}
+    assert len(packages) == 4
+    for version, package in packages.items():
+        upstream = version.removesuffix("-1")
+        assert package.built == {f"{recipes.LIBRARIES}/libnvidia-ml.so.{upstream}": "libnvidia-ml.so"}
+        assert package.links == {f"{recipes.LIBRARIES}/libnvidia-ml.so.1": f"libnvidia-ml.so.{upstream}"}
+    assert json.dumps([package.programs for package in packages.values()]) == "[{}, {}, {}, {}]"

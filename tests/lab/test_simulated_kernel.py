@@ -12,6 +12,7 @@ FILE = Path(__file__).resolve().parents[2] / "roles/lab_gpu/files/simulated_gpu.
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FILE.parent)
     spec = importlib.util.spec_from_file_location("simulated_gpu", FILE)
     assert spec
     assert spec.loader
@@ -25,11 +26,18 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def plug(root: Path, gpus: int, switches: int = 0) -> None:
+def plug(root: Path, gpus: int, switches: int = 0, **more: object) -> None:
     state = root / "var/lib/gpuyard-lab"
     state.mkdir(parents=True, exist_ok=True)
     boards = [
-        {"bdf": f"0000:{n + 16:02x}:00.0", "class": "0x030200", "device": "0x2330", "name": "H100", "uuid": f"GPU-{n}"}
+        {
+            "bdf": f"0000:{n + 16:02x}:00.0",
+            "class": "0x030200",
+            "device": "0x2330",
+            "name": "H100",
+            "uuid": f"GPU-{n}",
+            **more,
+        }
         for n in range(gpus)
     ]
     bridges = [{"bdf": f"0000:0{n}:00.0", "class": "0x068000", "device": "0x22a3"} for n in range(switches)]

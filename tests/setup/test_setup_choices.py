@@ -12,6 +12,8 @@ import setup
 from steps import ground, machine, nodes, pulumi
 from steps.stepper import NeedsRootError, SetupError, Step, in_order
 
+from gpuyard.lab import nvml
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_what_is_built_as_root_is_asked_for_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NeedsRootError) as refusal:
         nodes.make_root(SimpleNamespace(run=print))
-    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root engine engine-sim model vm"
+    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root nvml engine engine-sim model vm"
     assert str(refusal.value).endswith(f"run: {line}")
 
 
@@ -308,3 +310,23 @@ def test_set_up_writes_down_what_it_did_for_who_comes_after(clone, tmp_path, cap
     assert written["steps"]["state"][0] == "done"
     assert setup.main(["state"]) == 0
     assert json.loads((tmp_path / "cache/logs/setup.json").read_text())["steps"]["state"][0] == "ok"
+
+
+def test_the_lab_finds_the_gpus_library_where_set_up_makes_it():
+    assert nodes.nvml().name == f"nvml-{nvml.digest()}"
+    assert nodes.nvml().parent == ground.cache() / "lab"
+
+
+@pytest.mark.parametrize("offered", [" nvidia-smi | 535.999-1 | mirror\n", ""])
+def test_an_archive_with_another_nvidia_smi_is_refused_with_what_it_has(tmp_path, monkeypatch, offered):
+    partial = nodes.nvml().with_name(f"{nodes.nvml().name}.partial")
+
+    def build(*_):
+        partial.mkdir(parents=True)
+        (partial / "offered").write_text(offered)
+
+    monkeypatch.setattr(nodes, "run_in_root", build)
+    with pytest.raises(SetupError, match=r"^SETUP-NVIDIA-SMI: .* does not carry nvidia-smi 535\.") as refusal:
+        nodes.make_nvml(SimpleNamespace(run=print))
+    assert ("535.999-1" if offered else "it has: none") in str(refusal.value)
+    assert nodes.nvml_ready() is None

@@ -1,4 +1,4 @@
-"""What the lab's nodes are made of: their base system, the engine built inside it, a real model."""
+"""What the lab's nodes are made of: their base system; built inside it the GPUs' library, the engine, a real model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from steps.ground import (
     uv,
     with_pip_index,
 )
-from steps.stepper import Work
+from steps.stepper import SetupError, Work
 
 # The base system of the lab's nodes: Debian 12 as a cloud image has it, without a kernel.
 ROOT_SUITE = "bookworm"
@@ -88,6 +88,43 @@ def vm_ready() -> str | None:
 def make_vm(work: Work) -> str:
     make_in_cache(work, vm(), "vm", "disk.img", [MAKE_VM], "the disk of QEMU nodes has root's files in it")
     return str(vm())
+
+
+NVML = PROJECT / "src/gpuyard/lab/nvml"
+
+
+def nvml() -> Path:
+    """Named as gpuyard.lab.nvml looks for it; a test holds the two equal."""
+    sources = sorted([*NVML.glob("*.[ch]"), NVML / "nvidia-smi.json", NVML / "build.sh"])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    return cache() / "lab" / f"nvml-{digest}"
+
+
+def nvml_ready() -> str | None:
+    stands = all((nvml() / name).is_file() for name in ("libnvidia-ml.so", "nvidia-smi"))
+    return str(nvml()) if stands else None
+
+
+def make_nvml(work: Work) -> str:
+    """The simulated NVML, compiled for the nodes, and the real nvidia-smi: fetched from Debian's archive, kept in no
+    repository of ours."""
+    smi = json.loads((NVML / "nvidia-smi.json").read_text())
+    partial = nvml().with_name(f"{nvml().name}.partial")
+    sources = HERE / NVML.relative_to(PROJECT)
+    words = [sources, in_cache(partial), smi["package"], smi["version"], smi["sha256"], smi["file"]]
+    run_in_root(work, ["bash", sources / "build.sh", *words])
+    offered = partial / "offered"
+    if offered.is_file():
+        raise SetupError(
+            "SETUP-NVIDIA-SMI",
+            f"Debian's archive does not carry {smi['package']} {smi['version']}, with which the simulated NVML was "
+            f"proven; it has: {' '.join(offered.read_text().split()) or 'none'}. Use a mirror that has it "
+            "(GPUYARD_DEBIAN_MIRROR), or put version and SHA-256 of another into "
+            "src/gpuyard/lab/nvml/nvidia-smi.json and run `make test-unit`",
+        )
+    for command in (["rm", "-rf", nvml()], ["mv", "-T", partial, nvml()]):
+        work.run(as_root(command, nodes_by_hand(), "what was built inside the nodes' base system is root's"))
+    return str(nvml())
 
 
 def engine(kind: str = "cpu") -> Path:
@@ -177,7 +214,7 @@ def in_cache(path: Path) -> Path:
 def run_in_root(work: Work, command: Sequence[str | Path]) -> None:
     """Run a command as root inside the nodes' base system, with the nodes' own Python and libraries."""
     binds: list[str | Path] = ["--bind", "rw", cache(), THERE]
-    for folder in ("requirements", "roles/vllm_server/files", "tools"):
+    for folder in ("requirements", "roles/vllm_server/files", "src/gpuyard/lab/nvml", "tools"):
         binds += ["--bind", "ro", PROJECT / folder, HERE / folder]
     for settings in (os.environ.get("UV_CONFIG_FILE", ""), Path.home() / ".config/uv/uv.toml", "/etc/uv/uv.toml"):
         if settings and Path(settings).is_file():

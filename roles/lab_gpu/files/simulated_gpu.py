@@ -2,8 +2,9 @@
 """The part of a simulated GPU node that a kernel and its PCI bus would be.
 
 Called by its own name with `boot`, it plugs in the hardware that gpus.json lists and loads the installed driver, as a
-kernel does at boot. Called as modprobe, rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes everything
-else on to the real tool. What is loaded is remembered below /run, so that it is forgotten at a reboot like a kernel's.
+kernel does at boot; with `apply`, it brings what is seen of the hardware to its faults of now; with `hold`, it holds
+the GPUs for an engine. Called as modprobe, rmmod, lsmod or modinfo it answers for NVIDIA's modules and passes all else
+on to the real tool. What is loaded is remembered below /run, so that it is forgotten at a reboot like a kernel's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import gpu_state
 
 ROOT = Path(os.environ.get("GPUYARD_LAB_ROOT", "/"))
 # Each module with the one it needs.
-MODULES = {"nvidia": None, "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset", "nvidia_uvm": "nvidia"}
-SIZES = {"nvidia": 14381056, "nvidia_modeset": 1814528, "nvidia_drm": 139264, "nvidia_uvm": 2076672}
+AT_BOOT = {"nvidia": None, "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset", "nvidia_uvm": "nvidia"}
+MODULES = {**AT_BOOT, "nvidia_peermem": "nvidia"}
+SIZES = {
+    "nvidia": 14381056,
+    "nvidia_modeset": 1814528,
+    "nvidia_drm": 139264,
+    "nvidia_uvm": 2076672,
+    "nvidia_peermem": 16384,
+}
 LICENSES = {"open": "Dual MIT/GPL", "proprietary": "NVIDIA"}
 
 
@@ -34,10 +45,9 @@ def state() -> Path:
 
 
 def hardware() -> dict:
-    try:
-        return json.loads((state() / "gpus.json").read_text())
-    except FileNotFoundError:
-        return {"gpus": [], "switches": []}
+    """What is on the bus now: the installed boards with their faults."""
+    found = gpu_state.effective(ROOT)
+    return {"gpus": gpu_state.on_the_bus(found), "switches": found["switches"], "driver": found["driver"]}
 
 
 def installed() -> dict | None:
@@ -92,7 +102,8 @@ def show_driver(module: dict) -> None:
         f"NVRM version: NVIDIA UNIX {kind}  {version}  Release Build  (gpuyard@lab)\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
     )
-    for minor, gpu in enumerate(hardware()["gpus"]):
+    present = hardware()
+    for minor, gpu in enumerate(present["gpus"]):
         information = proc / "gpus" / gpu["bdf"] / "information"
         information.parent.mkdir(parents=True, exist_ok=True)
         information.write_text(
@@ -101,10 +112,17 @@ def show_driver(module: dict) -> None:
         )
         make_device(f"nvidia{minor}")
     make_device("nvidiactl")
-    if hardware()["switches"]:
+    if present["switches"]:
         make_device("nvidia-nvswitchctl")
-        for number, _ in enumerate(hardware()["switches"]):
+        for number, _ in enumerate(present["switches"]):
             make_device(f"nvidia-nvswitch{number}")
+    # What was pulled out is gone from /proc and /dev too; a process that held it keeps what it has.
+    for old in (proc / "gpus").iterdir():
+        if old.name not in {gpu["bdf"] for gpu in present["gpus"]}:
+            shutil.rmtree(old)
+    for device in (ROOT / "dev").glob("nvidia[0-9]*"):
+        if int(device.name[len("nvidia") :]) >= len(present["gpus"]):
+            device.unlink()
 
 
 def hide_driver() -> None:
@@ -119,11 +137,6 @@ def make_device(name: str) -> None:
     if not path.exists():
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         path.chmod(0o666)
-
-
-def holders(prefix: str) -> list:
-    """Processes that have a device file open."""
-    return [pid for pid, names in open_files() if any(name.startswith(prefix) for name in names)]
 
 
 def open_files() -> list:
@@ -149,11 +162,11 @@ def needed_by(name: str, modules: dict) -> list:
 
 
 def used(name: str) -> int:
-    own = {"nvidia_uvm": "dev/nvidia-uvm", "nvidia_modeset": "dev/nvidia-modeset", "nvidia_drm": "dev/dri"}
-    if name != "nvidia":
-        return len(holders(str(ROOT / own[name])))
-    others = {pid for path in own.values() for pid in holders(str(ROOT / path))}
-    return len(set(holders(str(ROOT / "dev/nvidia"))) - others)
+    """How often a device file of this module is open; the kernel counts each."""
+    own = {"nvidia_uvm": r"dev/nvidia-uvm.*", "nvidia_modeset": r"dev/nvidia-modeset", "nvidia_drm": r"dev/dri/.*"}
+    own["nvidia"] = r"dev/nvidia(\d+|ctl|-nvswitch.*)"
+    device = re.compile(re.escape(str(ROOT)).rstrip("/") + "/" + own.get(name, "(?!)") + r"( \(deleted\))?")
+    return sum(1 for _, names in open_files() for opened in names if device.fullmatch(opened))
 
 
 def insert(name: str) -> None:
@@ -164,8 +177,12 @@ def insert(name: str) -> None:
     if module is None:
         release = os.uname().release
         raise RefusedError(f"FATAL: Module {name} not found in directory /lib/modules/{release}")
-    if not hardware()["gpus"]:
-        raise RefusedError(f"ERROR: could not insert '{name}': No such device")
+    present = hardware()
+    refused = (present["driver"].get("modules_refused") or {}).get(name)
+    if name == "nvidia":
+        refused = refused or present["driver"].get("load_error")
+    if refused or not present["gpus"]:
+        raise RefusedError(f"ERROR: could not insert '{name}': {refused or 'No such device'}")
     below = MODULES[name]
     if below:
         insert(below)
@@ -196,6 +213,8 @@ def take_out(name: str) -> None:
             device.unlink()
     if name == "nvidia":
         hide_driver()
+        with contextlib.suppress(FileNotFoundError):
+            (ROOT / "run/gpuyard-lab/fabric").unlink()
     remember(modules)
 
 
@@ -260,6 +279,8 @@ def lsmod(_words: list) -> None:
     else:  # the machine below has a kernel without modules
         print("Module                  Size  Used by")
     modules = loaded()
+    for name, size in sorted((hardware()["driver"].get("foreign_modules") or {}).items()):
+        print(f"{name:<19} {size:>8}  0")
     for name in sorted(modules):
         above = needed_by(name, modules)
         count = len(above) + used(name)
@@ -286,18 +307,110 @@ def modinfo(words: list) -> None:
         print(f"{field + ':':<16}{value}")
 
 
+def apply() -> None:
+    """Bring what is seen of the hardware, to NVML and in /proc and /dev, to what it is now."""
+    with gpu_state.one_at_a_time(ROOT):
+        gpu_state.write(ROOT, gpu_state.effective(ROOT))
+        plug_in()
+        if "nvidia" in loaded():
+            show_driver(loaded()["nvidia"])
+
+
 def boot() -> None:
     """What happens between power on and the first service: devices appear, the installed driver finds them."""
-    plug_in()
     proc = ROOT / "proc/driver"
     if not os.path.ismount(proc):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(proc)], check=True)
-    modules = loaded()
-    if "nvidia" in modules:
-        show_driver(modules["nvidia"])
-    elif installed() and hardware()["gpus"]:
-        for name in MODULES:
-            insert(name)
+    apply()
+    if "nvidia" not in loaded() and installed() and hardware()["gpus"]:
+        for name in AT_BOOT:
+            try:
+                insert(name)
+            except RefusedError as refusal:  # a machine boots without its driver
+                print(f"modprobe: {refusal}", file=sys.stderr)
+
+
+# --- engines -------------------------------------------------------------------------------------------------
+
+
+def hold(engine: str) -> None:
+    """Hold the GPUs for an engine of this lab, from its own control group, as the engine itself would hold real ones.
+
+    Run by its unit when it serves. Also tells NVML what the engine takes of them: the memory that vLLM reserves, and
+    the load, which is what its control group computes.
+    """
+    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    minors = [
+        minor for minor, _ in enumerate(hardware()["gpus"]) if visible in ([""], ["all"]) or str(minor) in visible
+    ]
+    paths = [ROOT / "dev" / name for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{minor}" for minor in minors))]
+    if not minors or not all(path.exists() for path in paths):
+        return  # no driver is loaded: what computes here without one needs none
+    pid = int(os.environ["MAINPID"])
+    if os.fork():
+        return
+    os.setsid()
+    opened = [os.open(path, os.O_RDWR) for path in paths]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    watch(pid, minors, taken_memory(engine, minors))
+    for descriptor in opened:
+        os.close(descriptor)
+    os._exit(0)
+
+
+def taken_memory(engine: str, minors: list) -> int:
+    """MiB of each GPU. vLLM reserves nine tenths of it unless told otherwise."""
+    share = 0.9
+    with contextlib.suppress(OSError):
+        settings = (ROOT / f"etc/vllm/{engine}.yaml").read_text()
+        told = re.search(r"^gpu-memory-utilization: *([0-9.]+)", settings, re.MULTILINE)
+        share = float(told.group(1)) if told else share
+    return int(min(hardware()["gpus"][minor]["memory_mib"] for minor in minors) * share)
+
+
+def watch(pid: int, minors: list, mib: int) -> None:
+    """Say once a second what the process computes, until it is gone. NVML believes no file of a process that is not."""
+    since = started(pid)
+    file = ROOT / "run/gpuyard-lab/processes" / str(pid)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for old in file.parent.iterdir():
+        if started(int(old.name.split(".")[0])) is None:
+            old.unlink()
+    before, at = computed(), time.monotonic()
+    load = 0
+    while since is not None and started(pid) == since:
+        fresh = file.with_suffix(".new")
+        fresh.write_text(f"{since} {mib} {load} {' '.join(map(str, minors))}\n")
+        fresh.replace(file)
+        time.sleep(1)
+        now, then = computed(), time.monotonic()
+        load = min(100, round((now - before) / (then - at) / (os.cpu_count() or 1) * 100))
+        before, at = now, then
+    with contextlib.suppress(FileNotFoundError):
+        file.unlink()
+
+
+def started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def computed() -> float:
+    """Seconds of computing of all that is in this control group."""
+    try:
+        # A host may have trees of the first version beside it.
+        group = re.search(r"^0::(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        stat = Path(f"/sys/fs/cgroup{group.group(1)}/cpu.stat").read_text() if group else ""
+    except OSError:
+        return 0.0
+    usage = re.search(r"usage_usec (\d+)", stat)
+    return int(usage.group(1)) / 1e6 if usage else 0.0
 
 
 def real_tool(name: str) -> str:
@@ -306,8 +419,7 @@ def real_tool(name: str) -> str:
 
 def main(tool: str, words: list) -> int:
     if tool not in TOOLS:
-        boot()
-        return 0
+        return by_its_own_name(words)
     if tool != "lsmod" and not module_names(words):
         os.execv(real_tool(tool), [tool, *words])  # noqa: S606 - the very words the caller gave the real tool
     try:
@@ -315,6 +427,23 @@ def main(tool: str, words: list) -> int:
     except RefusedError as refusal:
         if str(refusal):
             print(refusal, file=sys.stderr)
+        return 1
+    except gpu_state.StateError as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    return 0
+
+
+def by_its_own_name(words: list) -> int:
+    verbs = {("boot", 0): boot, ("apply", 0): apply, ("hold", 1): hold}
+    verb = verbs.get((words[0], len(words) - 1)) if words else None
+    if verb is None:
+        print("usage: simulated_gpu.py boot | apply | hold ENGINE", file=sys.stderr)
+        return 2
+    try:
+        verb(*words[1:])
+    except gpu_state.StateError as refusal:
+        print(refusal, file=sys.stderr)
         return 1
     return 0
 

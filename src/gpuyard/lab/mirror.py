@@ -13,6 +13,7 @@ from email.utils import formatdate
 from functools import cache
 from pathlib import Path
 
+from gpuyard.lab import nvml
 from gpuyard.lab.host import give_to_owner, run
 from gpuyard.lab.models import AptMirror
 from gpuyard.lab.packages import recipes
@@ -54,7 +55,8 @@ def whole(place: Place) -> bool:
 def recipe_digest() -> str:
     """Changes with everything a package is made of."""
     sources = [Path(__file__), *Path(recipes.__file__).parent.glob("*.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:12]
+    content = b"".join(path.read_bytes() for path in sorted(sources)) + nvml.digest().encode()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def access(place: Place, uri: str) -> AptMirror:
@@ -73,20 +75,26 @@ def _packages(place: Place) -> Path:
             with tempfile.TemporaryDirectory(dir=shelf, prefix=".packages-") as scratch:
                 done = Path(scratch) / "done"
                 done.mkdir()
+                parts = nvml.built(place.cache)
                 for package in recipes.packages():
-                    build_package(package, Path(scratch) / package.name, done)
+                    build_package(package, Path(scratch) / package.name, done, parts)
                 done.rename(built)
                 built.chmod(0o755)
                 give_to_owner(built, *built.iterdir(), shelf / ".packages.lock")
     return built
 
 
-def build_package(package: recipes.Package, root: Path, into: Path) -> Path:
+def build_package(package: recipes.Package, root: Path, into: Path, parts: Path = Path()) -> Path:
+    """`parts` is where set-up built what the package takes of it."""
     shutil.rmtree(root, ignore_errors=True)
     for path, text in package.files.items():
         write_atomically(root / path, text)
     for path, text in package.programs.items():
         write_atomically(root / path, text, 0o755)
+    for path, name in package.built.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(parts / name, root / path)
+        (root / path).chmod(0o755)
     for path, target in package.links.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).symlink_to(target)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 
+from gpuyard.lab import nvml
+
 BRANCHES = {"580": ("580.126.20", "580.105.08"), "590": ("590.48.01", "590.44.01")}
 REVISION = "1"
 TOOLKIT, TOOLKIT_RELEASE = "13.0.2", "13.0"
@@ -35,6 +37,8 @@ class Package:
     provides: str = ""
     files: dict[str, str] = field(default_factory=dict[str, str])
     programs: dict[str, str] = field(default_factory=dict[str, str])
+    built: dict[str, str] = field(default_factory=dict[str, str])
+    """Files of what set-up built for `gpuyard.lab.nvml`, by the path they are installed under."""
     links: dict[str, str] = field(default_factory=dict[str, str])
     postinst: str = ""
     prerm: str = ""
@@ -52,7 +56,7 @@ class Package:
             "Conflicts": self.conflicts,
             "Replaces": self.conflicts,
             "Provides": self.provides,
-            "Description": f"{self.summary} (simulated)\n Carries the vendor's name and relations, none of its code.",
+            "Description": f"{self.summary} (simulated)\n The vendor's name and relations; nothing in it knows a GPU.",
         }
         return "".join(f"{key}: {value}\n" for key, value in fields.items() if value)
 
@@ -100,15 +104,16 @@ def driver(version: str) -> Iterator[Package]:
         name="libnvidia-ml1",
         version=full,
         summary="NVIDIA management library (NVML)",
-        files={f"{LIBRARIES}/libnvidia-ml.so.{version}": f"{version}\n"},
+        # One library for all versions: it reads its version from its name.
+        built={f"{LIBRARIES}/libnvidia-ml.so.{version}": nvml.LIBRARY},
         links={f"{LIBRARIES}/libnvidia-ml.so.1": f"libnvidia-ml.so.{version}"},
     )
     yield Package(
         name="nvidia-driver-cuda",
         version=full,
         summary="NVIDIA driver for computing",
-        depends=f"python3, libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
-        programs={"usr/bin/nvidia-smi": _program(version)},
+        depends=f"libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
+        built={"usr/bin/nvidia-smi": nvml.SMI},
     )
     yield Package(
         name="nvidia-persistenced",
