@@ -45,9 +45,12 @@ def not_healthy(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def failure_reason(result: Mapping[str, Any], task: str) -> str:
-    """Why a task failed, in its own words; of a loop, the words of each item that failed."""
+    """Why a task failed, in its own words; of a loop, the words of each item that failed.
+
+    Of a program the words are what it wrote to stderr: that it ended with an error says nothing.
+    """
     failed = [item for item in result.get("results") or [] if item.get("failed") or item.get("unreachable")]
-    reasons = [str(item.get("msg") or "failed") for item in failed or [result]]
+    reasons = [str(item.get("stderr") or item.get("msg") or "failed").strip() for item in failed or [result]]
     return f"{task}: {'; '.join(reasons)}"
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from gpuyard.health import __main__ as program
 from gpuyard.health import tools
+from gpuyard.health.verdict import HEALTHY, UNHEALTHY, Verdict
 
 PROJECT = Path(__file__).parents[2]
 HEALTH = PROJECT / "src/gpuyard/health"
@@ -81,6 +83,15 @@ def test_one_probe_that_breaks_does_not_keep_the_others_from_being_run(installed
     assert "the probe itself failed: TypeError" in first["reason"]
     assert "there is no such check; known: check_driver_version" in second["reason"]
     assert "the key cannot be read" in third["reason"]
+
+
+def test_a_probe_that_hangs_is_cut_off_and_the_others_are_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(program.PROBES, "hang", lambda: time.sleep(30))
+    monkeypatch.setitem(program.PROBES, "speak", lambda: Verdict("speak", HEALTHY, "well"))
+    began = time.monotonic()
+    assert program.run({"check": "hang"}, seconds=1) == Verdict("hang", UNHEALTHY, "the probe gave no answer in 1 s")
+    assert time.monotonic() - began < 10
+    assert program.run({"check": "speak"}, seconds=1).state == HEALTHY
 
 
 def test_a_healthy_node_exits_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

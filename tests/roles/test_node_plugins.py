@@ -124,6 +124,8 @@ def test_a_failed_task_is_told_in_its_own_words() -> None:
     reason = HealthFilters().filters()["failure_reason"]
     assert reason({"failed": True, "msg": "no disk"}, "Install") == "Install: no disk"
     assert reason({"failed": True}, "Install") == "Install: failed"
+    program = {"failed": True, "msg": "non-zero return code", "stderr": "MODEL-HASH: shard 2 is not the one\n"}
+    assert reason(program, "Verify") == "Verify: MODEL-HASH: shard 2 is not the one"
 
 
 def test_of_a_failed_loop_each_failed_item_is_told() -> None:

@@ -130,6 +130,13 @@ def test_every_task_has_a_name(role: Path) -> None:
 
 
 @by_role
+def test_every_refusal_begins_with_its_rule(role: Path) -> None:
+    refusals = [task for file in task_files(role) for task in tasks(load(file)) if "ansible.builtin.assert" in task]
+    rule = re.compile(r"[A-Z]+-([A-Z]+|\{\{.*?\}\})(-[A-Z]+)*: ")
+    assert [task["name"] for task in refusals if not rule.match(task["ansible.builtin.assert"]["fail_msg"])] == []
+
+
+@by_role
 def test_the_role_has_a_readme_that_names_its_verbs(role: Path) -> None:
     text = (role / "README.md").read_text()
     assert text.startswith(f"# {role.name}\n")
@@ -169,3 +176,19 @@ def test_no_role_reads_an_injected_fact(role: Path) -> None:
     )
     found = [f"{file.name}: {match.group()}" for file, text in words_of(role) for match in re.finditer(facts, text)]
     assert found == []
+
+
+@by_role
+def test_the_role_is_rehearsed_with_a_fault_and_its_tests(role: Path) -> None:
+    """Molecule passes over a playbook or a test that is not there, and is green."""
+    scenario = PROJECT / "molecule" / role.name
+    config = {
+        **load(PROJECT / ".config/molecule/config.yml")["scenario"],
+        **load(scenario / "molecule.yml").get("scenario", {}),
+    }
+    playbooks = load(scenario / "molecule.yml")["ansible"]["playbooks"]
+    assert {"converge", "side_effect", "idempotence", "verify"} <= set(config["test_sequence"])
+    assert set(playbooks) >= {"converge", "side_effect"}
+    assert [name for name in playbooks.values() if not (scenario / name).is_file()] == []
+    assert f"refused_role: {role.name}\n" in (scenario / "side_effect.yml").read_text()
+    assert "def test_" in (scenario / f"tests/test_{role.name}.py").read_text()

@@ -1,6 +1,7 @@
 """The run of all tests: what counts as a pass, what is said of the rest."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -85,6 +86,34 @@ def test_without_qemu_its_part_says_what_is_missing_and_how_to_get_it(parts, mon
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(parts, "system_path", lambda: "/nonexistent")
     assert parts.qemu_hindrance() == "qemu-system-x86_64, qemu-img not installed; run `make setup`"
+
+
+def rehearsed(parts, monkeypatch, failing):
+    """What came of three scenarios, and the last words of each command that was run for them."""
+    ran = []
+
+    def ended(command, _seconds):
+        ran.append([word for word in command if not word.startswith("--")][-1])
+        return int(ran[-1] == failing)
+
+    monkeypatch.setattr(parts, "ended", ended)
+    monkeypatch.setattr(parts, "scenarios", lambda: ["gateway", "lab_gpu", "node_gate"])
+    return parts.molecule(60), ran
+
+
+def test_a_scenario_that_fails_keeps_no_other_from_running_and_is_named(parts, monkeypatch, capsys):
+    report, ran = rehearsed(parts, monkeypatch, failing="lab_gpu")
+    assert (report.passed, report.failed) == (2, 1)
+    assert ran == ["destroy", "create", "gateway", "lab_gpu", "node_gate", "destroy"]
+    said = capsys.readouterr().out
+    assert re.search(r"^  lab_gpu +failed in", said, re.MULTILINE)
+    assert re.search(r"^  node_gate +passed in", said, re.MULTILINE)
+
+
+def test_without_nodes_no_scenario_is_run_and_what_was_made_of_them_is_removed(parts, monkeypatch):
+    report, ran = rehearsed(parts, monkeypatch, failing="create")
+    assert (report.passed, report.failed) == (0, 1)
+    assert ran == ["destroy", "create", "destroy"]
 
 
 def test_an_unknown_part_is_refused_with_those_there_are(parts, capsys):
