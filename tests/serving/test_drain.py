@@ -30,6 +30,9 @@ def pair(tmp_path: Path) -> Iterator[Gateway]:
     """A gateway before two engines, node-0 and node-1."""
     engines = FakeEngine(), FakeEngine()
     running = Gateway(tmp_path, engines[0], ["tiny"], engines[1])
+    # A reload on a busy machine takes longer than the two seconds that other tests give a request to come.
+    running.variables["gateway_request_seconds"] = 20
+    running.render()
     running.start()
     within(20, "both engines to be up", lambda: {running.status(f"node-{number}") for number in range(2)} == {"UP"})
     yield running
