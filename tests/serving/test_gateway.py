@@ -42,6 +42,8 @@ class FakeEngine:
         self.checks = 0
         self.healthy = True
         self.reuse = True
+        self.ticks = 0
+        self.sent: list[float] = []
         self.proceed = threading.Event()
         engine = self
 
@@ -80,6 +82,10 @@ class FakeEngine:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     self.event("one")
+                    for _ in range(engine.ticks):
+                        time.sleep(0.02)
+                        engine.sent.append(time.monotonic())
+                        self.event("tick")
                     engine.proceed.wait(20)
                     self.event("[DONE]")
                     self.wfile.write(b"0\r\n\r\n")
@@ -440,6 +446,22 @@ def test_a_stream_passes_piece_by_piece_and_outlives_a_silence_and_a_reload(gate
         while part := connection.recv(65536):
             got += part
     assert b"data: [DONE]" in got
+
+
+@needs_haproxy
+def test_a_token_is_not_held_back_until_more_have_come(gateway: Gateway) -> None:
+    gateway.engine.ticks = 30
+    gateway.engine.proceed.set()
+    body = question(stream=True)
+    came: list[float] = []
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\n{AUTHORIZATION}Content-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        while part := connection.recv(65536):
+            came += [time.monotonic()] * part.count(b"tick")
+    gateway.engine.ticks = 0
+    delays = sorted(there - gone for gone, there in zip(gateway.engine.sent, came, strict=True))
+    assert delays[len(delays) // 2] < 0.05, delays
 
 
 @needs_haproxy
