@@ -65,6 +65,10 @@ molecule: setup ## every molecule scenario
 bench-kill: setup ## kill a converge ten times and see that the next one comes to the same state
 	@. ./activate && python tools/bench_kill.py
 
+.PHONY: bench-drain
+bench-drain: setup ## restart all engines under load, with and without a drain, and print what each loses
+	@. ./activate && gpuyard lab up --stack drill && python tools/bench_drain.py
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,11 +41,15 @@ class FakeEngine:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.checks = 0
         self.healthy = True
+        self.reuse = True
+        self.ticks = 0
+        self.sent: list[float] = []
         self.proceed = threading.Event()
         engine = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            used = False
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Tests are silent."""
@@ -66,6 +71,10 @@ class FakeEngine:
                     engine.checks += 1
                     self.reply(b'{"choices":[{"text":"x"}]}' if engine.healthy else b'{"error":1}')
                     return
+                if self.used and not engine.reuse:
+                    self.close_connection = True
+                    return
+                self.used = True
                 engine.requests.append(("POST", self.path, dict(self.headers), body))
                 if b'"stream":true' in body:
                     self.send_response(200)
@@ -73,6 +82,10 @@ class FakeEngine:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     self.event("one")
+                    for _ in range(engine.ticks):
+                        time.sleep(0.02)
+                        engine.sent.append(time.monotonic())
+                        self.event("tick")
                     engine.proceed.wait(20)
                     self.event("[DONE]")
                     self.wfile.write(b"0\r\n\r\n")
@@ -109,11 +122,12 @@ def within(seconds: float, what: str, condition: Callable[[], object]) -> None:
 class Gateway:
     """HAProxy with the role's configuration."""
 
-    def __init__(self, folder: Path, engine: FakeEngine, models: list[str]) -> None:
+    def __init__(self, folder: Path, engine: FakeEngine, models: list[str], *others: FakeEngine) -> None:
         self.engine = engine
         self.port = free_port()
         self.folder = folder
         self.socket = folder / "admin.sock"
+        self.master = folder / "master.sock"
         self.variables = {
             "gateway_port": self.port,
             "gateway_max_body_mib": 1,
@@ -121,7 +135,10 @@ class Gateway:
                 {
                     "name": name,
                     "backend": f"model_{name}",
-                    "servers": [{"name": "node-0", "address": "127.0.0.1", "port": engine.port}],
+                    "servers": [
+                        {"name": f"node-{number}", "address": "127.0.0.1", "port": one.port}
+                        for number, one in enumerate([engine, *others])
+                    ],
                 }
                 for name in models
             ],
@@ -134,6 +151,7 @@ class Gateway:
             "__gateway_settings": str(folder),
             "__gateway_state_file": str(folder / "server-state"),
         }
+        self.files = ["-f", str(folder / "secrets.cfg"), "-f", str(folder / "haproxy.cfg")]
         self.render()
         self.process: subprocess.Popen[str] | None = None
 
@@ -148,7 +166,7 @@ class Gateway:
 
     def run(self) -> None:
         self.process = subprocess.Popen(
-            [HAPROXY, "-W", "-f", str(self.folder / "secrets.cfg"), "-f", str(self.folder / "haproxy.cfg")],
+            [HAPROXY, "-W", *("-S", str(self.master)), *self.files],
             stdout=(self.folder / "out.log").open("a"),
             stderr=subprocess.STDOUT,
             text=True,
@@ -174,13 +192,32 @@ class Gateway:
         return [row["srv_name"] for row in rows if int(row["srv_admin_state"]) & 8]
 
     def status(self, server: str) -> str:
-        rows = gateway_state.servers(gateway_state.ask("show stat", str(self.socket)), "g")
+        rows = gateway_state.servers(gateway_state.ask("show stat", str(self.socket)), [], "g")
         return next(row["status"] for row in rows if row["server"] == server)
 
     def worker(self) -> str:
         """Process id of who answers now."""
         told = gateway_state.ask("show info", str(self.socket))
-        return next(line for line in told.splitlines() if line.startswith("Pid:"))
+        return next(line.split()[1] for line in told.splitlines() if line.startswith("Pid:"))
+
+    def reload(self) -> None:
+        """As the unit does: the state is saved first."""
+        assert self.process
+        before = self.worker()
+        assert self.state("save").returncode == 0
+        self.process.send_signal(signal.SIGUSR2)
+        within(20, "the new process", lambda: self.worker() != before)
+
+    def state(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the keeper of run-time state, as the roles do."""
+        places = ["--config", self.folder / "haproxy.cfg", "--state", self.folder / "server-state"]
+        return subprocess.run(
+            [sys.executable, gateway_state.__file__, *words, "--socket", self.master, *places],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
     def raw(self, data: bytes, seconds: float = 20) -> bytes:
         """What comes back until a whole answer is there or the gateway closes."""
@@ -261,7 +298,7 @@ def test_an_engine_sees_its_own_key_and_no_header_that_speaks_for_others(gateway
     ((_, _, headers, body),) = gateway.engine.requests
     names = {name.lower() for name in headers}
     assert headers["authorization"] == f"Bearer {ENGINE_KEY}"
-    assert names == {"host", "content-type", "content-length", "authorization"}
+    assert names == {"host", "content-type", "content-length", "authorization", "connection"}
     assert body == question()
 
 
@@ -409,6 +446,22 @@ def test_a_stream_passes_piece_by_piece_and_outlives_a_silence_and_a_reload(gate
         while part := connection.recv(65536):
             got += part
     assert b"data: [DONE]" in got
+
+
+@needs_haproxy
+def test_a_token_is_not_held_back_until_more_have_come(gateway: Gateway) -> None:
+    gateway.engine.ticks = 30
+    gateway.engine.proceed.set()
+    body = question(stream=True)
+    came: list[float] = []
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\n{AUTHORIZATION}Content-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        while part := connection.recv(65536):
+            came += [time.monotonic()] * part.count(b"tick")
+    gateway.engine.ticks = 0
+    delays = sorted(there - gone for gone, there in zip(gateway.engine.sent, came, strict=True))
+    assert delays[len(delays) // 2] < 0.05, delays
 
 
 @needs_haproxy

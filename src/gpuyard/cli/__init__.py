@@ -7,24 +7,22 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gpuyard.catalog import load_catalog
+from gpuyard.cli.bench import app as bench_app
 from gpuyard.cli.lab import app as lab_app
+from gpuyard.cli.refusals import FINDINGS, refusals_told, tell
 from gpuyard.cli.vm import app as vm_app
 from gpuyard.plan.lock import lock_path
 from gpuyard.plan.resolve import resolve
 from gpuyard.spec.errors import RefusedError
-from gpuyard.spec.loader import SpecError, load_fleet
+from gpuyard.spec.loader import load_fleet
 from gpuyard.spec.schema import fleet_schema_text
-
-FINDINGS = 1
-REFUSED = 3
 
 app = typer.Typer(
     name="gpuyard",
@@ -36,6 +34,7 @@ app = typer.Typer(
 
 lab_app.add_typer(vm_app)
 app.add_typer(lab_app)
+app.add_typer(bench_app)
 
 FleetFile = Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet's spec, e.g. fleets/lab.yaml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
@@ -45,13 +44,13 @@ def main() -> None:
     try:
         app()
     except RefusedError as refused:
-        sys.exit(_tell(refused, as_json=False))
+        sys.exit(tell(refused, as_json=False))
 
 
 @app.command()
 def check(fleet: FleetFile, as_json: AsJson = False) -> None:
     """Read a fleet's spec and tell everything that is wrong with it."""
-    with _refusals_told(as_json):
+    with refusals_told(as_json):
         found = load_fleet(fleet)
         _answer(as_json, {"fleet": found.name, "findings": []}, f"{fleet}: fleet {found.name} is well-formed")
 
@@ -63,7 +62,7 @@ def lock(
     as_json: AsJson = False,
 ) -> None:
     """Choose driver, packages, engines and models for a fleet and write them beside its spec."""
-    with _refusals_told(as_json):
+    with refusals_told(as_json):
         made = resolve(load_fleet(fleet), load_catalog(), _requirements(fleet))
         path, text = lock_path(fleet), made.to_yaml()
         before = path.read_text() if path.is_file() else ""
@@ -114,23 +113,3 @@ def _write(path: Path, text: str) -> None:
 
 def _answer(as_json: bool, data: Mapping[str, object], text: str) -> None:
     typer.echo(json.dumps(data, indent=2) if as_json else text)
-
-
-@contextmanager
-def _refusals_told(as_json: bool) -> Generator[None]:
-    try:
-        yield
-    except RefusedError as refused:
-        raise typer.Exit(_tell(refused, as_json)) from refused
-
-
-def _tell(refused: RefusedError, as_json: bool) -> int:
-    """Print a refusal and return its exit code."""
-    if as_json and isinstance(refused, SpecError):
-        typer.echo(json.dumps({"findings": [finding.as_dict() for finding in refused.findings]}, indent=2))
-    elif as_json:
-        told = {"rule": refused.rule, "found": refused.found, "why": refused.why, "change": refused.change}
-        typer.echo(json.dumps({"refused": told}, indent=2))
-    else:
-        typer.echo(str(refused), err=True)
-    return FINDINGS if isinstance(refused, SpecError) else REFUSED
