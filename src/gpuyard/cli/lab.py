@@ -22,14 +22,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.lab import agent, look
 from gpuyard.lab.errors import LabError
 from gpuyard.lab.models import LabRef, NodeState
-from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 
-FINDINGS, USAGE, REFUSED = 1, 2, 3
+USAGE = 2
 QUESTION = "What is the capital of France?"
 
 app = typer.Typer(name="lab", help="A whole fleet of simulated GPU machines on this computer.", no_args_is_help=True)
@@ -295,12 +295,3 @@ def answer_of(project: Path, fleet: Fleet, question: str) -> str:
     except OSError as error:
         port = fleet.gateway.port
         raise LabError("LAB-ASK", f"no answer at 127.0.0.1:{port}", str(error), "run `gpuyard lab up`") from error
-
-
-@contextmanager
-def refusals_told() -> Generator[None]:
-    try:
-        yield
-    except RefusedError as refused:
-        typer.secho(str(refused), err=True)
-        raise typer.Exit(REFUSED) from refused

@@ -16,7 +16,7 @@ REFUSED = 3
 
 
 @contextmanager
-def refusals_told(as_json: bool) -> Generator[None]:
+def refusals_told(as_json: bool = False) -> Generator[None]:
     try:
         yield
     except RefusedError as refused:

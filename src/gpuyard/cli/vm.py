@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gpuyard.cli.lab import Stack, console, lab_of, refusals_told
+from gpuyard.cli.lab import Stack, console, lab_of
+from gpuyard.cli.refusals import refusals_told
 from gpuyard.lab import agent
 
 app = typer.Typer(
