@@ -23,6 +23,7 @@ from gpuyard.lab.place import default_cache
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/lab_gpu"
 VERSION = "580.126.20"
+SCRATCH = tempfile.TemporaryDirectory(prefix="gpuyard-nvml-")  # gone when the tests have ended
 LOADED = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (gpuyard@lab)\n"
 
 
@@ -56,7 +57,7 @@ def smi() -> Path:
 @functools.cache
 def library() -> Path:
     """The library by its version's name: compiled here where there is a compiler, as set-up made it elsewhere."""
-    folder = Path(tempfile.mkdtemp(prefix="gpuyard-nvml-"))
+    folder = Path(SCRATCH.name)
     target = folder / f"libnvidia-ml.so.{VERSION}"
     if compiler := shutil.which("cc"):
         flags = ["-std=gnu11", "-O1", "-fvisibility=hidden", "-fPIC", "-shared", "-pthread"]

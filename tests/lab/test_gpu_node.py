@@ -156,7 +156,14 @@ ENGINE = """
 [Service]
 Type=exec
 ExecStart=/bin/sh -c 'while :; do :; done'
+User=nobody
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+PrivateUsers=yes
 PrivateDevices=yes
+ProtectProc=invisible
+RestrictNamespaces=yes
+SystemCallFilter=@system-service
 KillMode=mixed
 Restart=always
 """

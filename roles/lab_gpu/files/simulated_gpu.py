@@ -343,9 +343,10 @@ def hold(engine: str) -> None:
     minors = [
         minor for minor, _ in enumerate(hardware()["gpus"]) if visible in ([""], ["all"]) or str(minor) in visible
     ]
+    if not minors or "nvidia" not in loaded():
+        return  # what computes here without a driver needs none
+    insert("nvidia_uvm")  # as CUDA has it loaded, by nvidia-modprobe, where nobody did before
     paths = [ROOT / "dev" / name for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{minor}" for minor in minors))]
-    if not minors or not all(path.exists() for path in paths):
-        return  # no driver is loaded: what computes here without one needs none
     pid = int(os.environ["MAINPID"])
     if os.fork():
         return
@@ -442,7 +443,7 @@ def by_its_own_name(words: list) -> int:
         return 2
     try:
         verb(*words[1:])
-    except gpu_state.StateError as refusal:
+    except (gpu_state.StateError, RefusedError) as refusal:
         print(refusal, file=sys.stderr)
         return 1
     return 0
