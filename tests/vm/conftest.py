@@ -95,8 +95,8 @@ class Guest:
         ) as running:
             try:
                 assert running.stdout
-                said = list(rows_until(running.stdout, line))
-                assert line in said[-1], f"{command!r} ended and did not say {line!r}: {said}"
+                said = "".join(rows_until(running.stdout, line))
+                assert line in said, f"{command!r} ended and did not say {line!r}: {said}"
                 yield
             finally:
                 running.terminate()
