@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import os
 import random
@@ -281,20 +280,16 @@ class Application:
         }[kind]
 
 
-def hold_gpus(settings: Settings, environment: dict[str, str]) -> list[int]:
-    """Open the GPUs' devices as CUDA does, so that who asks finds a process on them. Raises StartError."""
+def refuse_without_a_driver(settings: Settings, environment: dict[str, str]) -> None:
+    """Where there are GPUs, the devices of a loaded driver have to be there too. Raises StartError.
+
+    Holding them open is the node's part: it does so for every engine of the lab."""
     gpus = gpus_of_the_node()
-    if not gpus:
-        return []
     chosen = environment.get("CUDA_VISIBLE_DEVICES", "")
     numbers = chosen.split(",") if chosen else [str(number) for number in range(len(gpus))]
-    names = ["nvidiactl", *(f"nvidia{number}" for number in numbers[: settings.tensor_parallel_size])]
-    if Path("/dev/nvidia-uvm").exists():
-        names.append("nvidia-uvm")
-    try:
-        return [os.open(Path("/dev") / name, os.O_RDWR | os.O_CLOEXEC) for name in names]
-    except OSError as error:
-        raise StartError(f"RuntimeError: Failed to infer device type: {error.filename}: {error.strerror}") from error
+    for name in (f"nvidia{number}" for number in numbers[: settings.tensor_parallel_size] if gpus):
+        if not (Path("/dev") / name).exists():
+            raise StartError(f"RuntimeError: Failed to infer device type: /dev/{name}: No such file or directory")
 
 
 async def serve(settings: Settings, control: Control) -> int:
@@ -344,14 +339,11 @@ def main() -> None:
         print(ends.get("message", ""), file=sys.stderr, flush=True)
         raise SystemExit(int(ends.get("code", 1)))
     try:
-        held = hold_gpus(settings, dict(os.environ))
+        refuse_without_a_driver(settings, dict(os.environ))
         code = asyncio.run(serve(settings, control))
     except StartError as error:
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(1) from error
-    with contextlib.suppress(OSError):
-        for descriptor in held:
-            os.close(descriptor)
     raise SystemExit(code)
 
 
