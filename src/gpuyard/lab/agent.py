@@ -43,6 +43,9 @@ __all__ = [
     "NodeState",
     "SshAccess",
     "VmState",
+    "fault_break",
+    "fault_mend",
+    "faults_read",
     "lab_down",
     "login",
     "network_down",
@@ -124,6 +127,22 @@ def vm_down(lab: LabRef, name: str) -> None:
 def lab_down(lab: LabRef) -> None:
     """Remove everything of the lab, whoever made it and whether or not anybody remembers."""
     _call("lab_down", lab)
+
+
+def fault_break(
+    lab: LabRef, node: str, fault: str, gpu: int | None, seed: int, words: list[str], after: float
+) -> dict[str, Any]:
+    """Break a node on purpose, now or so many seconds later; the answer says what was chosen."""
+    return _call("fault_break", lab, node=node, fault=fault, gpu=gpu, seed=seed, words=words, after=after)
+
+
+def fault_mend(lab: LabRef, node: str, fault: str | None) -> list[str]:
+    """Mend one fault of a node, or all; the answer names what was mended."""
+    return _call("fault_mend", lab, node=node, fault=fault)
+
+
+def faults_read(lab: LabRef) -> list[dict[str, Any]]:
+    return _call("faults_read", lab)
 
 
 def _call(call: str, lab: LabRef, **arguments: Any) -> Any:

@@ -14,8 +14,9 @@ class _Artefacts(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def __init__(self, *args: Any, who: str, roots: dict[str, Path], **rest: Any) -> None:
+    def __init__(self, *args: Any, who: str, views: Path, roots: dict[str, Path], **rest: Any) -> None:
         self.who = who.encode()
+        self.views = views
         self.roots = roots
         super().__init__(*args, **rest)
 
@@ -31,19 +32,25 @@ class _Artefacts(SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         """The file behind a path: below one of the roots, or nothing that exists."""
         words = [word for word in unquote(urlsplit(path).path).split("/") if word not in {"", "."}]
-        root = self.roots.get(words[0]) if words else None
+        root = self.seen_by(str(self.client_address[0]), words[0]) if words else None
         # No artefact has a name with a dot at its front; this keeps `..` and half-written files out.
         if root is None or any(word.startswith(".") or "\0" in word for word in words):
             return "/nonexistent"
         return str(root.joinpath(*words[1:]))
 
+    def seen_by(self, client: str, name: str) -> Path | None:
+        """A root as this client sees it: a fault may have given it a view of its own."""
+        own = self.views / client / name
+        return own if not name.startswith(".") and own.is_dir() else self.roots.get(name)
+
 
 def main(arguments: list[str]) -> None:
     """Serve `name=folder …` on `address:port`; /health answers with `who`, the very words we were started with."""
-    address, who, *roots = arguments
+    address, who, views, *roots = arguments
     host, port = address.rsplit(":", 1)
     folders = {name: Path(folder) for name, _, folder in (root.partition("=") for root in roots)}
-    ThreadingHTTPServer((host, int(port)), partial(_Artefacts, who=who, roots=folders)).serve_forever()
+    handler = partial(_Artefacts, who=who, views=Path(views), roots=folders)
+    ThreadingHTTPServer((host, int(port)), handler).serve_forever()
 
 
 if __name__ == "__main__":

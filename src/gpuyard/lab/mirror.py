@@ -30,18 +30,40 @@ def build(place: Place) -> None:
     fresh = place.state / ".apt.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(_packages(place), fresh)
-    index = run("apt-ftparchive", "packages", ".", cwd=fresh).stdout
-    write_atomically(fresh / "Packages", index)
-    (fresh / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
-    write_atomically(fresh / "Release", _release(fresh))
-    with _gpg_home() as gpg:
-        gpg("--import", place.state / "apt-key" / "secret.asc")
-        gpg("--clearsign", "--output", fresh / "InRelease", fresh / "Release")
-        gpg("--armor", "--detach-sign", "--output", fresh / "Release.gpg", fresh / "Release")
+    publish(fresh, place.state / "apt-key" / "secret.asc")
     write_atomically(fresh / "key.asc", (place.state / "apt-key" / "public.asc").read_text())
     write_atomically(fresh / "recipe", recipe_digest() + "\n")
     shutil.rmtree(place.apt, ignore_errors=True)
     fresh.rename(place.apt)
+
+
+def publish(folder: Path, key: Path | None, label: str = "simulated NVIDIA packages") -> None:
+    """Index a folder of packages anew and sign the index, without a key by one that is drawn and thrown away."""
+    for name in ("Packages", "Packages.gz", "Release", "InRelease", "Release.gpg"):
+        (folder / name).unlink(missing_ok=True)
+    index = run("apt-ftparchive", "packages", ".", cwd=folder).stdout
+    write_atomically(folder / "Packages", index)
+    (folder / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
+    write_atomically(folder / "Release", _release(folder, label))
+    with _gpg_home() as gpg:
+        if key:
+            gpg("--import", key)
+        else:
+            _draw_key(gpg, "a stranger <stranger@localhost>")
+        gpg("--clearsign", "--output", folder / "InRelease", folder / "Release")
+        gpg("--armor", "--detach-sign", "--output", folder / "Release.gpg", folder / "Release")
+
+
+def replace_postinst(deb: Path, text: str) -> None:
+    """The same package, whose configuration ends with this shell text."""
+    with tempfile.TemporaryDirectory(prefix="gpuyard-deb-") as scratch:
+        root = Path(scratch) / "root"
+        run("dpkg-deb", "--raw-extract", deb, root)
+        deb.unlink()
+        postinst = root / "DEBIAN/postinst"
+        before = postinst.read_text() if postinst.is_file() else "#!/bin/sh\nset -e\n"
+        write_atomically(postinst, f"{before}{text}", 0o755)
+        _make_deb(root, deb)
 
 
 def whole(place: Place) -> bool:
@@ -104,20 +126,23 @@ def build_package(package: recipes.Package, root: Path, into: Path, parts: Path 
             write_atomically(root / "DEBIAN" / name, f"#!/bin/sh\nset -e\n{text}\n", 0o755)
     for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
+    return _make_deb(root, into / f"{package.name}_{package.version}_amd64.deb")
+
+
+def _make_deb(root: Path, deb: Path) -> Path:
     environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
-    deb = into / f"{package.name}_{package.version}_amd64.deb"
     run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, deb, env=environment)
     return deb
 
 
-def _release(folder: Path) -> str:
+def _release(folder: Path, label: str) -> str:
     """The list of lists, that is what is signed. Flat, as the vendor's repository is."""
     sums = ""
     for name in ("Packages", "Packages.gz"):
         data = (folder / name).read_bytes()
         sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
     return (
-        "Origin: gpuyard-lab\nLabel: simulated NVIDIA packages\nArchitectures: amd64\n"
+        f"Origin: gpuyard-lab\nLabel: {label}\nArchitectures: amd64\n"
         f"Date: {formatdate(usegmt=True).replace('GMT', 'UTC')}\nSHA256:\n{sums}"
     )
 
@@ -126,13 +151,16 @@ def _make_key(place: Place) -> None:
     secret = place.state / "apt-key" / "secret.asc"
     if not secret.is_file():
         with _gpg_home() as gpg:
-            user = "gpuyard lab repository <lab@localhost>"
-            gpg("--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
+            _draw_key(gpg, "gpuyard lab repository <lab@localhost>")
             listing = gpg("--with-colons", "--list-keys")
             fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
             write_atomically(secret.with_name("public.asc"), gpg("--armor", "--export"))
             write_atomically(secret.with_name("fingerprint"), fingerprint + "\n")
             write_atomically(secret, gpg("--armor", "--export-secret-keys"), 0o600)
+
+
+def _draw_key(gpg: Callable[..., str], user: str) -> None:
+    gpg("--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from gpuyard.lab.host import (
     wait_until,
 )
 from gpuyard.lab.models import Forward, LabRef, Mirrors, ModelMirror, NetworkState, SshAccess
-from gpuyard.lab.place import Place, free_subnet, read_json, registry, write_atomically, write_json
+from gpuyard.lab.place import FORMAT, Place, free_subnet, read_json, registry, write_atomically, write_json
 
 ARTEFACT_PORT = 8099
 _SERVER = "artefacts"
@@ -65,7 +65,7 @@ def down(place: Place) -> None:
     with place.lock():
         end(place, _SERVER, place.state / "server.json")
         drop_empty_cgroups(place)
-        run("nft", "delete", "table", "ip", place.table, check=False)
+        _remove_tables(place)
         _remove_links(place)
         with registry() as labs:
             labs.pop(place.id, None)
@@ -144,7 +144,9 @@ def _claim_subnet(place: Place, port: int) -> str:
         labs[place.id] = {"subnet": mine, "port": port, "state": str(place.state)}
         labs.setdefault(_HOST, {"ip_forward": _IP_FORWARD.read_text().strip()})
         # Inside the claim: a lab in the list without this file counts as one whose folder was deleted.
-        write_json(place.state / "lab.json", {"id": place.id, "subnet": mine, "port": port})
+        # The nodes of an older lab stay what they are, so its format does too.
+        kind = FORMAT if recorded is None else (read_json(place.state / "lab.json") or {}).get("format", 1)
+        write_json(place.state / "lab.json", {"id": place.id, "subnet": mine, "port": port, "format": kind})
     _IP_FORWARD.write_text("1\n")
     return mine
 
@@ -156,7 +158,7 @@ def _clear_away_what_lost_its_folder(labs: dict[str, Any], place: Place) -> None
         if not (state / "lab.json").is_file():
             gone = Place(LabRef(project=state.parents[2], stack=state.name), place.cache)
             empty_all_cgroups(gone)
-            run("nft", "delete", "table", "ip", gone.table, check=False)
+            _remove_tables(gone)
             _remove_links(gone)
             del labs[key]
 
@@ -233,6 +235,11 @@ def _make_bridge(place: Place, subnet: str) -> None:
         run("ip", "link", "set", port, "master", place.bridge, "up")
 
 
+def _remove_tables(place: Place) -> None:
+    for family in ("ip", "bridge"):  # the second holds a partition, while there is one
+        run("nft", "delete", "table", family, place.table, check=False)
+
+
 def _remove_links(place: Place) -> None:
     """The bridge, and the cables to it: the kernel takes its time with those of a node that has just ended."""
     for link in json.loads(run("ip", "-json", "link", "show").stdout):
@@ -269,7 +276,7 @@ def _serve(place: Place, subnet: str) -> None:
     address = f"{host_address(subnet)}:{ARTEFACT_PORT}"
     log = place.state / "server.log"
     who, roots = _artefacts(place)
-    command = [sys.executable, "-B", "-m", "gpuyard.lab.artefacts", address, who, *roots]
+    command = [sys.executable, "-B", "-m", "gpuyard.lab.artefacts", address, who, str(place.views), *roots]
     start(place, _SERVER, record, log, command)
     if not wait_until(lambda: _answers(place, subnet), 20, 0.1):
         raise LabError("LAB-ARTEFACTS", f"the artefact server does not answer on {address}", change=f"see {log}")
@@ -279,7 +286,7 @@ def _artefacts(place: Place) -> tuple[str, list[str]]:
     """What is served, and a name for it by which a server of another lab, cache or version is not taken for ours."""
     roots = [f"nvidia={place.apt}", f"models={place.cache / 'models'}"]
     code = Path(artefacts.__file__).read_text()
-    return hashlib.sha256("\0".join([place.id, code, *roots]).encode()).hexdigest()[:16], roots
+    return hashlib.sha256("\0".join([place.id, code, str(place.views), *roots]).encode()).hexdigest()[:16], roots
 
 
 def _answers(place: Place, subnet: str) -> bool:

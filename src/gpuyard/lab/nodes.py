@@ -26,6 +26,26 @@ from gpuyard.lab.place import Place, free_address, read_json, write_atomically, 
 BOOT_SECONDS = 60
 _STUB_RESOLVERS = ("127.0.0.53", "127.0.0.54")
 
+# The kernel's log of a node. The kernel below is not the node's own, so nothing of it reaches the node; but its journal
+# daemon is given a /dev/kmsg: a pipe that PID 1 holds open from both ends, so that nobody who opens it waits. For all
+# others in the node /dev/kmsg takes everything and says nothing.
+_KERNEL_LOG = {
+    "gpuyard-lab-kmsg.socket": (
+        "[Unit]\nDescription=Kernel log of a gpuyard lab node\nDefaultDependencies=no\n\n"
+        "[Socket]\nListenFIFO=/run/gpuyard-lab/kmsg\nSocketMode=0600\n"
+    ),
+    "gpuyard-lab-kmsg.service": (
+        "[Unit]\nDescription=Kernel log of a gpuyard lab node\nDefaultDependencies=no\n\n"
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nStandardOutput=null\nStandardError=null\n"
+        "ExecStart=/bin/sh -c '[ -e /dev/kmsg ] || mknod -m 600 /dev/kmsg c 1 3'\n"
+    ),
+    "systemd-journald.service.d/gpuyard-lab.conf": (
+        "[Unit]\nRequires=gpuyard-lab-kmsg.socket gpuyard-lab-kmsg.service\n"
+        "After=gpuyard-lab-kmsg.socket gpuyard-lab-kmsg.service\n\n"
+        "[Service]\nBindPaths=/run/gpuyard-lab/kmsg:/dev/kmsg\n"
+    ),
+}
+
 # Runs in a mount namespace of its own: what it mounts ends with the node, however the node ends.
 # nspawn inside an older hierarchy would boot a node whose units have no cgroup2, so it is given one.
 # nspawn ends with 133 when the node reboots and leaves it to us to start it again. A trapped signal ends `wait` early,
@@ -187,6 +207,7 @@ def _identity(place: Place, spec: NodeSpec, address: str) -> dict[str, str]:
             "PasswordAuthentication no\nUseDNS no\n"
         ),
         "root/.ssh/authorized_keys": (place.ssh / "id_ed25519.pub").read_text(),
+        **{f"etc/systemd/system/{name}": text for name, text in _KERNEL_LOG.items()},
     }
 
 

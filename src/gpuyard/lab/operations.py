@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
+
 from gpuyard.lab import network, nodes, vms
+from gpuyard.lab.faults import rim
 from gpuyard.lab.models import NetworkState, NodeSpec, NodeState, VmState
 from gpuyard.lab.place import Place
 
@@ -19,7 +22,23 @@ def _node_up(place: Place, spec: NodeSpec | dict[str, Any]) -> NodeState:
     return nodes.up(place, NodeSpec.model_validate(spec))
 
 
-Answer = NetworkState | NodeState | VmState | list[NodeState] | list[VmState] | None
+def _node_down(place: Place, name: str) -> None:
+    nodes.down(place, name)
+    rim.forget(place, name)
+
+
+Answer = (
+    NetworkState
+    | NodeState
+    | VmState
+    | list[NodeState]
+    | list[VmState]
+    | list[dict[str, Any]]
+    | list[str]
+    | dict[str, Any]
+    | str
+    | None
+)
 CALLS: Mapping[str, Callable[..., Answer]] = MappingProxyType(
     {
         "network_up": _network_up,
@@ -28,12 +47,15 @@ CALLS: Mapping[str, Callable[..., Answer]] = MappingProxyType(
         "node_up": _node_up,
         "node_read": nodes.read,
         "nodes_read": nodes.read_all,
-        "node_down": nodes.down,
         "vm_up": vms.up,
         "vm_cut": vms.cut,
         "vms_read": vms.read_all,
         "vm_down": vms.down,
+        "node_down": _node_down,
         "lab_down": nodes.all_down,
+        "fault_break": rim.break_,
+        "fault_mend": rim.mend,
+        "faults_read": rim.read,
     }
 )
 
@@ -41,5 +63,5 @@ CALLS: Mapping[str, Callable[..., Answer]] = MappingProxyType(
 def plain(answer: Answer) -> Any:
     """An answer as what JSON can carry."""
     if isinstance(answer, list):
-        return [one.model_dump(mode="json") for one in answer]
-    return None if answer is None else answer.model_dump(mode="json")
+        return [plain(one) for one in answer]
+    return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer

@@ -17,6 +17,8 @@ from gpuyard.lab.errors import LabError
 from gpuyard.lab.models import LabRef
 
 REGISTRY = Path("/run/gpuyard")
+FORMAT = 2
+"""What a lab of this gpuyard is made of. A lab of another format is served as it is, and broken by its own gpuyard."""
 GATEWAY_OCTETS = range(10, 20)
 GPU_OCTETS = range(20, 251)
 SUBNETS = tuple(ipaddress.IPv4Network(f"10.77.{n}.0/24") for n in range(256))
@@ -66,6 +68,11 @@ class Place:
     @property
     def apt(self) -> Path:
         return self.state / "apt"
+
+    @property
+    def views(self) -> Path:
+        """How the repository looks to single nodes, by address; a node without one sees it as it is."""
+        return self.state / "views"
 
     @property
     def base_root(self) -> Path:

@@ -1,0 +1,1 @@
+"""What can go wrong in a lab, on purpose: one table of faults, and the hands that break and mend."""
