@@ -19,7 +19,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "nvidia/a.deb").write_text("a package")
     (tmp_path / "nvidia/.half.deb").write_text("half a package")
     (tmp_path / "secret").write_text("secret")
-    handler = partial(artefacts._Artefacts, who="us", roots={"nvidia": tmp_path / "nvidia"})
+    handler = partial(artefacts._Artefacts, who="us", views=tmp_path / "views", roots={"nvidia": tmp_path / "nvidia"})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
@@ -50,3 +50,17 @@ def test_it_says_who_it_is(server: str) -> None:
 )
 def test_nothing_else_is_served(server: str, path: str) -> None:
     assert get(server + path)[0] == 404
+
+
+def test_a_client_with_a_view_of_its_own_sees_that_and_afterwards_what_all_see(server: str, tmp_path: Path) -> None:
+    own = tmp_path / "views/127.0.0.1/nvidia"
+    own.mkdir(parents=True)
+    (own / "b.deb").write_text("another package")
+    assert get(f"{server}/nvidia/b.deb") == (200, "another package")
+    assert get(f"{server}/nvidia/a.deb")[0] == 404
+    own.rename(tmp_path / "gone")
+    request = urllib.request.Request(
+        f"{server}/nvidia/a.deb", headers={"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.read() == b"a package", "older than what the client has, and yet what it should have"

@@ -15,8 +15,7 @@ import typer
 
 from gpuyard.catalog import load_catalog
 from gpuyard.cli.bench import app as bench_app
-from gpuyard.cli import faults as _faults  # its commands are the lab's
-from gpuyard.cli.lab import app as lab_app
+from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import FINDINGS, refusals_told, tell
 from gpuyard.cli.vm import app as vm_app
 from gpuyard.plan.lock import lock_path

@@ -1,4 +1,4 @@
-"""Faults of GPUs, of their driver and its daemons. Wordings of the kernel's lines are from the threads named as source."""
+"""Faults of GPUs, of their driver and its daemons; the kernel's lines are worded as in the threads named as source."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ RECOVERY = ("None", "GPU Reset Required", "Node Reboot Required", "Drain P2P", "
 # What follows the number, as the driver words it. A number that is not here comes without words, as one would that no
 # reader knows.
 WORDS = {
-    13: "pid=4242, name=python3, Graphics Exception: ESR 0x505648=0x1000e 0x505650=0x24 0x505644=0xd3eff2 0x50564c=0x17f",
+    13: "pid=4242, name=python3, Graphics Exception: ESR 0x505648=0x1000e 0x505650=0x24 0x505644=0xd3eff2",
     31: "pid=4242, name=python3, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS GPCCLIENT_T1_0 faulted",
     43: "pid=4242, name=python3, Ch 00000008",
     45: "pid=4242, name=python3, Ch 00000008",
     48: "pid='<unknown>', name=<unknown>, An uncorrectable double bit error (DBE) has been detected on GPU in the "
     "framebuffer at physAddr 0xe9b9107e0 partition 3, subpartition 0.",
-    63: "pid=4242, name=python3, Row Remapper: New row (0x0000000e9b9107e0) marked for remapping, reset gpu to activate.",
+    63: "pid=4242, name=python3, Row Remapper: New row (0x0000000e9b9107e0) marked for remapping, reset gpu to "
+    "activate.",
     64: "pid=4242, name=python3, Row Remapper: Row remapping failure.",
-    74: "pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link 4(0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)",
+    74: "pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link 4(0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, "
+    "0x0)",
     79: "pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
     92: "pid='<unknown>', name=<unknown>, High single-bit ECC error rate",
     94: "pid=4242, name=python3, Contained: LTC TAG (0x2,0x0). RST: No, D-RST: No",
@@ -321,7 +323,7 @@ FAULTS = (
         ("F13",),
         lambda injection: (of_one(injection, nvml={injection["function"]: "hang"}),),
         lambda _: Probe("timeout -k 1 2 nvidia-smi -q -i $gpu >/dev/null 2>&1; [ $? = 124 ]"),
-        (Parameter("function", "the function of NVML, or * for all", "*"),),
+        (Parameter("function", "the function of NVML, or * for all", "*", like=r"\*|nvml\w+"),),
         needs=("gpus",),
         of_gpu=True,
     ),
@@ -333,7 +335,7 @@ FAULTS = (
         lambda injection: (of_one(injection, nvml={injection["function"]: injection.whole("code")}),),
         lambda _: Probe("! nvidia-smi -q -i $gpu >/dev/null 2>&1"),
         (
-            Parameter("function", "the function of NVML, or * for all", "*"),
+            Parameter("function", "the function of NVML, or * for all", "*", like=r"\*|nvml\w+"),
             Parameter("code", "nvmlReturn_t", "999", between=(1, 999)),
         ),
         needs=("gpus",),

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuyard.lab import mirror, network
+from gpuyard.lab import mirror
 from gpuyard.lab.faults import record
 from gpuyard.lab.faults.model import Cut, Flaps, Killed, Rate, Repository, Step, Truncated
 from gpuyard.lab.faults.table import FAULTS

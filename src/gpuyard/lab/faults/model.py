@@ -1,4 +1,4 @@
-"""What a fault is: values chosen by a user, steps that break and mend, and a question that a broken node answers yes to.
+"""What a fault is: values chosen by a user, steps that break and mend, a question to which a broken node says yes.
 
 Everything here is pure. A step on a node is two pieces of shell text, one to break and one to mend; a step on this
 machine is a value that says how things are while the fault lasts. `rim` carries both out.
@@ -6,7 +6,9 @@ machine is a value that says how things are while the fault lasts. `rim` carries
 
 from __future__ import annotations
 
+import difflib
 import random
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ class Parameter:
     default: str
     among: tuple[str, ...] = ()
     between: tuple[float, float] | None = None
+    like: str = ""
+    """What it has to match: a name is a name, so that it is one also in the middle of shell text."""
 
     def checked(self, value: str) -> str:
         if self.among and value not in self.among:
@@ -40,9 +44,14 @@ class Parameter:
             if not good:
                 kind = "a number" if isinstance(least, float) else "a whole number"
                 raise UsageError(f"{self.name} is {value!r}", f"it is {kind} from {least} to {most}")
+        if self.like and not re.fullmatch(self.like, value):
+            raise UsageError(f"{self.name} is {value!r}", f"it is like {self.default or self.like}")
         if not value.isprintable():
             raise UsageError(f"{self.name} is {value!r}", "it is one printable line")
         return value
+
+
+PACKAGE = r"[a-z0-9][a-z0-9+.-]+"
 
 
 class UsageError(LabError):
@@ -237,7 +246,5 @@ NEEDS: Mapping[str, Need] = {
 
 def nearest(word: str, known: Mapping[str, object] | list[str]) -> str:
     """What a user may have meant, or all there is."""
-    import difflib
-
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f"did you mean {near[0]}?" if near else (f"there are {', '.join(known)}" if known else "")

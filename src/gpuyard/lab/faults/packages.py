@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuyard.lab.faults.model import Fault, Injection, OnNode, Parameter, Probe, Repository, Step
+from gpuyard.lab.faults.model import PACKAGE, Fault, Injection, OnNode, Parameter, Probe, Repository, Step
 from gpuyard.lab.faults.words import helper, packages_kept
 
 # The repository is asked with lists of one's own: a question must leave no trace in the node's.
@@ -97,7 +97,10 @@ def lock_held(injection: Injection) -> tuple[Step, ...]:
 
 
 # Every package of the driver has the version of its library.
-DRIVER = "dpkg-query -W -f '${Version} ${Package}\\n' | awk -v v=\"$(dpkg-query -W -f '${Version}' libnvidia-ml1)\" '$1 == v {print $2}'"
+DRIVER = (
+    "dpkg-query -W -f '${Version} ${Package}\\n' | "
+    "awk -v v=\"$(dpkg-query -W -f '${Version}' libnvidia-ml1)\" '$1 == v {print $2}'"
+)
 
 
 def library_newer(_: Injection) -> tuple[Step, ...]:
@@ -193,7 +196,7 @@ FAULTS = (
             f'version=$(newest {injection["package"]})\ncd "$own"\n'
             f"ours $only download {injection['package']}=\"$version\" | grep -Eq 'Hash Sum mismatch|unexpected size'"
         ),
-        (Parameter("package", "which", "libnvidia-ml1"),),
+        (Parameter("package", "which", "libnvidia-ml1", like=PACKAGE),),
         needs=("repository",),
     ),
     Fault(
@@ -217,8 +220,8 @@ FAULTS = (
             f"{injection['package']} | awk '{{print $3}}' | grep -qx \"${{version:-.*}}\""
         ),
         (
-            Parameter("package", "which", "nvidia-fabricmanager"),
-            Parameter("version", "of it; without, all", ""),
+            Parameter("package", "which", "nvidia-fabricmanager", like=PACKAGE),
+            Parameter("version", "of it; without, all", "", like=r"[0-9A-Za-z:.+~-]*"),
         ),
         needs=("repository",),
     ),
@@ -270,7 +273,7 @@ FAULTS = (
         fails,
         lambda injection: in_postinst(injection["package"], "post-installation step failed"),
         (
-            Parameter("package", "which", "nvidia-persistenced"),
+            Parameter("package", "which", "nvidia-persistenced", like=PACKAGE),
             Parameter("code", "exit code", "1", between=(1, 255)),
         ),
         needs=("repository",),
@@ -313,7 +316,7 @@ FAULTS = (
         interrupted,
         lambda injection: Probe(f"dpkg --audit | grep -q {injection.quoted('package')}"),
         (
-            Parameter("package", "of which", "nvidia-persistenced"),
+            Parameter("package", "of which", "nvidia-persistenced", like=PACKAGE),
             Parameter("stage", "what dpkg leaves behind; `any` is drawn with the seed", "any", among=("any", *STAGES)),
         ),
         needs=("repository",),

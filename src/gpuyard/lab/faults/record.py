@@ -81,4 +81,4 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _entry(plain: Mapping[str, Any]) -> Entry:
-    return Entry(**{**plain, "injection": Injection(**plain["injection"])})
+    return Entry(Injection(**plain["injection"]), plain["stage"], plain["due"], plain["said"])

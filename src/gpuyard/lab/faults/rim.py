@@ -26,13 +26,14 @@ from gpuyard.lab.faults.model import (
     Injection,
     Killed,
     OnNode,
+    Step,
     Truncated,
     UsageError,
     nearest,
 )
 from gpuyard.lab.faults.record import BREAKING, BROKEN, FAILED, MENDING, WAITING, Entry
 from gpuyard.lab.faults.table import FAULTS, fault_named, values_in
-from gpuyard.lab.host import Process, end, run, start, wait_until
+from gpuyard.lab.host import Process, end, run, start
 from gpuyard.lab.models import NodeState
 from gpuyard.lab.place import FORMAT, Place, read_json
 
@@ -82,7 +83,7 @@ def mend(place: Place, node: str, fault: str | None) -> list[str]:
         except LabError:
             if fault:
                 raise
-            found = _whatever_may_be(place, state)
+            found = _whatever_may_be(state)
         if fault and fault not in found:
             there = f"mend one of {', '.join(found)}" if found else "break something first"
             raise LabError("FAULT-WHOLE", f"{fault} is not broken on {node}", "there is nothing to mend", there)
@@ -165,7 +166,8 @@ def _broken(place: Place, node: NodeState | None, injection: Injection) -> Entry
     return entry
 
 
-def _once(place: Place, node: NodeState | None, steps: Sequence[Any]) -> None:
+def _once(place: Place, node: NodeState | None, steps: Sequence[Step]) -> None:
+    """What happens once and is over, unlike that which is settled."""
     for step in steps:
         if isinstance(step, Dark) and node:
             end(place, node.name, place.node(node.name) / "process.json")
@@ -205,7 +207,7 @@ def _mended(place: Place, node: NodeState | None, found: record.Record, fault: s
     record.write(place, name, found)
 
 
-def _whatever_may_be(place: Place, node: NodeState | None) -> record.Record:
+def _whatever_may_be(node: NodeState | None) -> record.Record:
     """For a record that is not believed: every fault there is, each of which finds out what there is to mend."""
     chosen: record.Record = {}
     for fault in FAULTS.values():
@@ -316,13 +318,9 @@ def _run_on(place: Place, node: NodeState, script: str) -> str:
     login = nodes.ssh_command(place, node.address)
     quick = [*login[:-1], "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", login[-1]]
     try:
-        # One second chance: a node that has just booted may not take logins yet.
-        for _ in range(2):
-            done = subprocess.run(
-                [*quick, "sh", "-s"], input=script, capture_output=True, text=True, check=False, timeout=NODE_SECONDS
-            )
-            if done.returncode != 255:
-                break
+        done = subprocess.run(
+            [*quick, "sh", "-s"], input=script, capture_output=True, text=True, check=False, timeout=NODE_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise LabError("FAULT-NODE", f"{node.name} did not end it in {NODE_SECONDS} s") from error
     said = (done.stderr or done.stdout).strip()
@@ -355,7 +353,8 @@ def seen(place: Place, node: str, injection: Injection) -> bool:
         script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in names.items())
         script += f'answers() {{ {sys.executable} -c "{knock}" $address 2>/dev/null; }}\n'
         return run("sh", "-c", script + probe.ask, check=False).returncode == 0
-    assert state
+    if state is None:
+        return False
     done = subprocess.run(
         [*nodes.ssh_command(place, state.address), "sh", "-s"],
         input=words.asking(injection, probe.ask),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 from gpuyard.lab.faults.model import Fault, Injection, OnNode, Parameter, Probe, Step
 from gpuyard.lab.faults.words import engine
 
@@ -12,15 +15,25 @@ RESTART = OnNode(
     '  xargs -r systemctl reset-failed <"$keep/units" 2>/dev/null || true\n'
     '  xargs -r systemctl restart --no-block <"$keep/units"\nfi',
 )
-ONE = Parameter("unit", "which; without, the first engine", "")
+ONE = Parameter("unit", "which; without, the first engine", "", like=r"[A-Za-z0-9@:._-]*")
 
 
-def told(key: str, value: str) -> Probe:
+def told(key: str, value: object) -> Probe:
     """What the engine reads at every request."""
-    return Probe(
-        f'python3 -c \'import json; exit(str(json.load(open("/var/lib/gpuyard-lab/engine.json")).get("{key}")) != '
-        f'"{value}")\' 2>/dev/null'
-    )
+    question = 'import json, sys; told = json.load(open("/var/lib/gpuyard-lab/engine.json")); '
+    question += "sys.exit(told.get(sys.argv[1]) != json.loads(sys.argv[2]))"
+    return Probe(f"python3 -c {shlex.quote(question)} {key} {shlex.quote(json.dumps(value))} 2>/dev/null")
+
+
+# One request as any client of this machine would make it; the key goes in by a pipe, never by an argument.
+ASK = f"""\
+unit=$({UNITS} | head -n1) && [ -n "$unit" ] || exit 1
+model=${{unit#vllm@}} model=${{model%.service}}
+port=$(systemctl show -p Environment --value "$unit" | tr ' ' '\\n' | sed -n 's/^GPUYARD_PORT=//p')
+ask() {{
+  {{ printf 'header = "Authorization: Bearer %s"\\n' "$(cat /etc/vllm/credentials/$model.key 2>/dev/null)"; }} |
+    curl -sf -m 2 -K - -H 'Content-Type: application/json' "http://127.0.0.1:$port$1" ${{2:+-d "$2"}}
+}}"""
 
 
 def exits(injection: Injection) -> tuple[Step, ...]:
@@ -82,7 +95,10 @@ FAULTS = (
         "vllm-project/vllm#39863; Fastllm-proxy#19 (85 minutes in rotation)",
         ("F33",),
         lambda injection: (engine(injection, {"hang": True}),),
-        lambda _: told("hang", "True"),
+        lambda _: Probe(
+            f"{ASK}\nask /health >/dev/null && ! ask /v1/completions "
+            '"{\\"model\\": \\"$model\\", \\"prompt\\": \\"Hi\\", \\"max_tokens\\": 1}" >/dev/null'
+        ),
         needs=("simulated engine",),
     ),
     Fault(
@@ -91,7 +107,7 @@ FAULTS = (
         "modal.com/blog/gpu-health (H100s that lose half their FLOP/s)",
         ("F24",),
         lambda injection: (engine(injection, {"latency_factor": injection.number("factor")}),),
-        lambda injection: told("latency_factor", str(injection.number("factor"))),
+        lambda injection: told("latency_factor", injection.number("factor")),
         (Parameter("factor", "how many times longer", "1.25", between=(1.0, 1000.0)),),
         needs=("simulated engine",),
     ),
@@ -101,7 +117,7 @@ FAULTS = (
         "arXiv 2605.04213; vllm-project/vllm#10713, #22881",
         ("F25", "F26"),
         lambda injection: (engine(injection, {"wrong_token_rate": injection.number("rate")}),),
-        lambda injection: told("wrong_token_rate", str(injection.number("rate"))),
+        lambda injection: told("wrong_token_rate", injection.number("rate")),
         (Parameter("rate", "how large", "0.01", between=(0.0, 1.0)),),
         needs=("simulated engine",),
     ),
@@ -121,7 +137,7 @@ FAULTS = (
         "NVIDIA/gpu-operator#2166",
         ("F34",),
         exits,
-        lambda injection: Probe(
+        lambda _: Probe(
             "test -n \"$(systemctl list-units --plain --no-legend --state=failed,activating 'vllm@*')\" && "
             + "grep -qs exit_at_start /var/lib/gpuyard-lab/engine.json"
         ),
@@ -147,8 +163,9 @@ FAULTS = (
         "vllm-project/vllm#39863",
         ("F33",),
         stopped,
-        lambda injection: Probe(
-            '[ -e "$keep/pids" ] && for pid in $(cat "$keep/pids"); do grep -q "^State:.T" /proc/$pid/status || exit 1; done'
+        lambda _: Probe(
+            '[ -e "$keep/pids" ] || exit 1\n'
+            'for pid in $(cat "$keep/pids"); do grep -q "^State:.T" /proc/$pid/status || exit 1; done'
         ),
         (ONE,),
         needs=("engine",),

@@ -16,6 +16,7 @@ import random
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 
 SO_ORIGINAL_DST = 80
 RETRANSMISSION_SECONDS = 0.2
@@ -70,10 +71,17 @@ class Cable:
             else:
                 side.close()
 
-    async def carry(self, reader, writer, seed, chunks, end) -> bool:
+    async def carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        seed: str,
+        chunks: Iterator[int],
+        end: int | None,
+    ) -> bool:
         """Whether the connection broke."""
         # Late, not slow: what is on its way does not keep the next from setting out.
-        on_the_way: asyncio.Queue = asyncio.Queue()
+        on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         async def arrive() -> None:

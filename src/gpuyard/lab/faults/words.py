@@ -53,14 +53,22 @@ def next_number():
 pipe = os.open("/run/gpuyard-lab/kmsg", os.O_WRONLY | os.O_NONBLOCK)
 fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
 number = next_number()
-for offset, line in enumerate(sys.argv[1:]):
-    micros = time.monotonic_ns() // 1000
-    os.write(pipe, ("3,%d,%d,-;%s\\n" % (number + offset, micros, line)).encode())
 deadline = time.monotonic() + 10
-while next_number() < number + len(sys.argv) - 1:
+def wait():
     if time.monotonic() > deadline:
         sys.exit("the journal daemon does not read the kernel's lines")
     time.sleep(0.02)
+for line in sys.argv[1:]:
+    record = ("3,%d,%d,-;%s\\n" % (number, time.monotonic_ns() // 1000, line)).encode()
+    number += 1
+    while True:
+        try:
+            os.write(pipe, record)
+            break
+        except BlockingIOError:  # it holds sixteen
+            wait()
+while next_number() < number:
+    wait()
 PYTHON"""
 
 
