@@ -37,14 +37,17 @@ def build(place: Place) -> None:
     fresh.rename(place.apt)
 
 
-def publish(folder: Path, key: Path | None, label: str = "simulated NVIDIA packages") -> None:
-    """Index a folder of packages anew and sign the index, without a key by one that is drawn and thrown away."""
+def publish(folder: Path, key: Path | None, label: str = "simulated NVIDIA packages", date: str = "") -> None:
+    """Index a folder of packages anew and sign the index, without a key by one that is drawn and thrown away.
+
+    apt keeps what it has where a repository's date goes back, so what may be taken back gets the date that it had.
+    """
     for name in ("Packages", "Packages.gz", "Release", "InRelease", "Release.gpg"):
         (folder / name).unlink(missing_ok=True)
     index = run("apt-ftparchive", "packages", ".", cwd=folder).stdout
     write_atomically(folder / "Packages", index)
     (folder / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
-    write_atomically(folder / "Release", _release(folder, label))
+    write_atomically(folder / "Release", _release(folder, label, date or now()))
     with _gpg_home() as gpg:
         if key:
             gpg("--import", key)
@@ -135,7 +138,17 @@ def _make_deb(root: Path, deb: Path) -> Path:
     return deb
 
 
-def _release(folder: Path, label: str) -> str:
+def now() -> str:
+    return formatdate(usegmt=True).replace("GMT", "UTC")
+
+
+def date_of(folder: Path) -> str:
+    """When a repository was made, as its Release says."""
+    lines = (folder / "Release").read_text().splitlines()
+    return next(line.removeprefix("Date: ") for line in lines if line.startswith("Date: "))
+
+
+def _release(folder: Path, label: str, date: str) -> str:
     """The list of lists, that is what is signed. Flat, as the vendor's repository is."""
     sums = ""
     for name in ("Packages", "Packages.gz"):
@@ -143,7 +156,7 @@ def _release(folder: Path, label: str) -> str:
         sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
     return (
         f"Origin: gpuyard-lab\nLabel: {label}\nArchitectures: amd64\n"
-        f"Date: {formatdate(usegmt=True).replace('GMT', 'UTC')}\nSHA256:\n{sums}"
+        f"Date: {date}\nSHA256:\n{sums}"
     )
 
 

@@ -158,7 +158,7 @@ def _change(place: Place, folder: Path, changes: tuple[Repository, ...]) -> None
             elif change.postinst and deb.exists() and fnmatch.fnmatch(deb.name, f"{change.postinst[0]}_*.deb"):
                 mirror.replace_postinst(deb, change.postinst[1])
     key = None if any(change.strange_key for change in changes) else place.state / "apt-key/secret.asc"
-    mirror.publish(folder, key)
+    mirror.publish(folder, key, date=mirror.date_of(place.apt))
     for change in changes:
         for deb in debs:
             if change.truncated and deb.exists() and fnmatch.fnmatch(deb.name, change.truncated):

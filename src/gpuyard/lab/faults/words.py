@@ -169,7 +169,7 @@ if [ ! -e "$keep/packages" ]; then
 fi""",
         """\
 if [ -e "$keep/packages" ]; then
-  dpkg --configure -a
+  dpkg --configure -a || true
   xargs apt-get install -qq -y --allow-downgrades --allow-change-held-packages --no-install-recommends \\
     -o DPkg::Lock::Timeout=60 <"$keep/packages" >"$keep/log" 2>&1 || { cat "$keep/log" >&2; exit 1; }
   sed s/=.*// "$keep/packages" | grep -Fxf "$keep/held" | xargs -r apt-mark hold >/dev/null
