@@ -69,6 +69,10 @@ bench-kill: setup ## kill a converge ten times and see that the next one comes t
 bench-drain: setup ## restart all engines under load, with and without a drain, and print what each loses
 	@. ./activate && gpuyard lab up --stack drill && python tools/bench_drain.py
 
+.PHONY: bench-faults
+bench-faults: setup ## break and mend everything ten times in random order and see that the node is as before
+	@. ./activate && GPUYARD_FAULT_ROUNDS=10 pytest -q -s -m lab tests/lab/test_faults_on_a_node.py -k each_fault
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

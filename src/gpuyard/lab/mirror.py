@@ -154,10 +154,7 @@ def _release(folder: Path, label: str, date: str) -> str:
     for name in ("Packages", "Packages.gz"):
         data = (folder / name).read_bytes()
         sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
-    return (
-        f"Origin: gpuyard-lab\nLabel: {label}\nArchitectures: amd64\n"
-        f"Date: {date}\nSHA256:\n{sums}"
-    )
+    return f"Origin: gpuyard-lab\nLabel: {label}\nArchitectures: amd64\nDate: {date}\nSHA256:\n{sums}"
 
 
 def _make_key(place: Place) -> None:
