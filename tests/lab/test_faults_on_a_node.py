@@ -99,6 +99,15 @@ class Yard:
         text = json.loads("".join(said))["choices"][0]["text"] if status == "200" else ""
         return status, text, float(seconds)
 
+    def streams(self) -> str:
+        """How curl ended a streamed answer: 0 is whole."""
+        body = json.dumps({"model": "t", "prompt": "Hello", "max_tokens": 60, "stream": True, "ignore_eos": True})
+        return self.lab.said(
+            self.peer,
+            "curl -s -N -o /dev/null -w '%{exitcode}' -H 'Content-Type: application/json' "
+            f"-d '{body}' http://{self.node.address}:8000/v1/completions || true",
+        )
+
     def injection(self, fault: str, seed: int = 0, node: NodeState | None = None) -> Injection:
         words = rim.values_in(WORDS.get(fault, []))
         return FAULTS[fault].chosen((node or self.node).spec, None, seed, words)
@@ -339,10 +348,10 @@ def test_a_slow_link_delays_loses_and_breaks_as_its_seed_says(yard: Yard) -> Non
     seen: list[list[str]] = []
     for _ in range(2):
         yard.breaks("slow-link", "ports=8000", "delay_ms=0", "cut=0.5", seed=5)
-        seen.append([yard.answers(tokens=30) for _ in range(8)])
+        seen.append([yard.streams() for _ in range(8)])
         yard.mends("slow-link")
     assert seen[0] == seen[1]
-    assert set(seen[0]) == {"200", "000"}
+    assert seen[0].count("0") in range(1, 8), "some break, some do not"
 
 
 def test_a_rate_limit_limits(yard: Yard) -> None:

@@ -226,7 +226,7 @@ def _refuse_what_lacks(place: Place, node: NodeState | None, fault: Fault, injec
             "FAULT-OFF", f"{node.name} is off", "there is nothing to break", "run `pulumi up`, or mend power-cut"
         )
     on_node = any(isinstance(step, OnNode | Flaps) for step in fault.steps(injection))
-    if not on_node:
+    if not (on_node or fault.needs):
         return
     asked = "\n".join(f"( {NEEDS[need].ask} ) || echo 'lacks:{need}'" for need in fault.needs)
     patches = f"cd {words.PATCHES} 2>/dev/null && grep -H . -- * || true"
