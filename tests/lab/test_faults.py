@@ -21,8 +21,9 @@ from gpuyard.lab.faults.table import FAULTS, fault_named, values_in
 from gpuyard.lab.models import NodeSpec
 from gpuyard.lab.place import Place
 
+PROJECT = Path(__file__).parents[2]
 NODE = NodeSpec(name="lab-chat-0", role="gpu", pool="chat", gpu="H100-SXM5-80GB", gpu_count=8)
-# Rows of the project's list of faults that the lab has to be able to break; it has no F28 and F31.
+# Rows of the project's list of faults that the lab has to be able to break; it has no F28 and F31 that a lab could break.
 ROWS = {f"F{n:02}" for n in range(1, 39) if n not in (28, 31)} | {"F46"}
 EVERY = pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
 
@@ -41,8 +42,11 @@ def scripts(injection: Injection) -> list[str]:
     ]
 
 
-def test_every_row_of_the_list_has_a_fault() -> None:
-    assert {row for fault in FAULTS.values() for row in fault.rows} == ROWS
+def test_every_row_of_the_list_has_a_fault_and_the_list_names_it() -> None:
+    told = re.findall(r"^\| (F\d\d) \| .+ \| (.+) \|$", (PROJECT / "docs/lab.md").read_text(), re.MULTILINE)
+    listed = {row: set(re.findall(r"`([^`]+)`", faults)) for row, faults in told}
+    assert listed == {row: {fault.id for fault in FAULTS.values() if row in fault.rows} for row in ROWS}
+    assert all(listed.values())
 
 
 @EVERY

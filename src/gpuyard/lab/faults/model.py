@@ -189,7 +189,7 @@ class Fault:
     imitates: str
     source: str
     rows: tuple[str, ...]
-    """What of the project's list of faults it serves."""
+    """What of the list in docs/lab.md it serves."""
     steps: Callable[[Injection], tuple[Step, ...]]
     probe: Callable[[Injection], Probe]
     parameters: tuple[Parameter, ...] = ()
