@@ -70,6 +70,7 @@ class Drill:
         self.key = PROJECT / f".gpuyard/secrets/{self.stack}/api_key"
         self.nodes = [f"{self.stack}-{pool.name}-{number}" for pool in fleet.pools for number in range(pool.nodes)]
         self.gateway = f"{self.stack}-gateway-0"
+        self.port = fleet.models[0].port
         self.units = " ".join(f"vllm@{model.name}.service" for model in fleet.models)
 
     def run(self, *argv: str, timeout: float = 300) -> str:
@@ -113,10 +114,11 @@ class Drill:
     def all_up(self) -> None:
         self.wait("all engines to be up at the gateway", lambda: set(self.servers().values()) == {"UP"})
 
-    def restart(self, node: str) -> None:
+    def restart(self, node: str, when: str = "true") -> None:
+        """Restart the node's engines as soon as a shell line there succeeds, after 30 s at the latest."""
         pids = f"systemctl show -p MainPID --value {self.units}"
         before = self.on(node, pids)
-        self.on(node, f"systemctl restart {self.units}")
+        self.on(node, f"for i in $(seq 600); do {when} && break; sleep 0.05; done; systemctl restart {self.units}")
         if self.on(node, pids) == before:
             raise BenchError(f"the engines of {node} still run as {before.split()}: they were not restarted")
 
@@ -132,7 +134,8 @@ class Drill:
         self.playbook("undrain_node", node)
 
     def restart_undrained(self, node: str) -> None:
-        self.restart(node)
+        # In the midst of streams: an engine that has none at the moment loses none.
+        self.restart(node, f"[ $(ss -Htn state established sport = :{self.port} | wc -l) -ge 3 ]")
         self.all_up()
 
     @contextmanager

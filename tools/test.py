@@ -205,7 +205,7 @@ PARTS = [
     Part("lint", lint, 1200),
     Part("unit", pytest("not engine and not lab and not qemu and not contract and not hardware"), 900),
     Part("engine", pytest("engine and not lab"), 900),
-    Part("lab", pytest("lab"), 2400, lab_hindrance),
+    Part("lab", pytest("lab"), 3600, lab_hindrance),
     Part("qemu", pytest("qemu"), 1200, qemu_hindrance),
     Part("contract", pytest("contract"), 900, root_hindrance),
     Part("molecule", molecule, 1800, molecule_hindrance),
