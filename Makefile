@@ -6,6 +6,9 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock-python" $(UV) pip compile --quiet
 NODES = --python-version 3.11 --python-platform x86_64-manylinux_2_34
 ANYWHERE = --python-version 3.9 --universal
 
+# The steps of set-up that a fleet of the lab needs: nothing for tests, nothing for QEMU.
+LAB = venv pulumi nvml engine-sim model
+
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## list the targets
@@ -17,7 +20,7 @@ setup: ## install all that is needed, or see that it is there
 
 .PHONY: lab
 lab: ## bring the lab fleet up, converge it, ask its model a question, show its status
-	@tools/setup venv pulumi engine-sim model # and what these need: no test, no QEMU
+	@tools/setup $(LAB) # and what these need
 	@. ./activate && gpuyard lab up
 
 .PHONY: lab-down
@@ -26,7 +29,7 @@ lab-down: ## remove the lab fleet and all that it left on this machine
 
 .PHONY: test
 test: ## set up, run every test this machine can run, list what was not run and why
-	@tools/setup || [ $$? = 3 ] # 3: no root here, so the lab's parts are listed as not run
+	@tools/setup $(LAB) haproxy || [ $$? = 3 ] # 3: no root here, so the lab's parts are listed as not run
 	@. ./activate && python tools/test.py
 
 .PHONY: lint

@@ -82,6 +82,14 @@ def test_a_command_that_does_not_end_is_ended(parts, capsys):
     assert "was stopped: it had 1 s" in capsys.readouterr().out
 
 
+def test_a_slow_part_is_run_where_it_is_named_and_listed_where_it_is_not(parts, monkeypatch, capsys):
+    slow = part(parts, "slow", lambda _: parts.Report(failed=1), always_in_ci=False, only_by_name="it is slow")
+    monkeypatch.setattr(parts, "PARTS", [part(parts, run=lambda _: parts.Report(passed=1)), slow])
+    assert parts.main([]) == 0
+    assert "slow: it is slow" in capsys.readouterr().out
+    assert parts.main(["slow"]) == 1
+
+
 def test_without_qemu_its_part_says_what_is_missing_and_how_to_get_it(parts, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(parts, "system_path", lambda: "/nonexistent")
