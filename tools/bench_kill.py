@@ -24,16 +24,18 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Files that differ between two machines that are the same by intent are left out: identities, caches. Of two it is
-# told that they are there: the key of the lab's own repository, new with each lab, and the times of a checked model.
+# Files that differ between two machines that are the same by intent are left out: identities, caches. Of others it is
+# told what can be the same: that the key of the lab's own repository is there, new with each lab, and the times of a
+# checked model; and of accounts all but the day they were made.
 STATE = r"""
 dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\n'
 apt-mark showhold
 systemctl list-unit-files --no-legend --state=enabled,disabled,masked | sort
 find /etc /var/lib/models /usr/local -type f ! -name '*.pyc' ! -name machine-id ! -name ld.so.cache ! -name '*.cache' \
   ! -name resolv.conf ! -path '/etc/ssh/ssh_host_*' ! -name '*-' ! -name '.*.stat' \
-  ! -path /etc/apt/keyrings/gpuyard-nvidia.asc -print0 | sort -z | xargs -0 sha256sum
+  ! -path /etc/apt/keyrings/gpuyard-nvidia.asc ! -path /etc/shadow -print0 | sort -z | xargs -0 sha256sum
 find /etc/apt/keyrings /var/lib/models -type f -printf '%p %m\n' | sort
+cut -d: -f1,2 /etc/shadow
 """
 
 
