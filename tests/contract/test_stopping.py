@@ -2,7 +2,8 @@
 
 These come last: they end the engine that the others asked. That an engine leaves requests hanging which did not end in
 time is no wish of ours but what vLLM 0.32 does: it kills the part that generates and waits for the clients to go. The
-unit's TimeoutStopSec= and the gateway's own deadlines are what ends that.
+unit's TimeoutStopSec= and the gateway's own deadlines are what ends that. On a busy machine its server may notice the
+death of that part first, and then tells the clients: an error, never an answer that looks whole.
 """
 
 from __future__ import annotations
@@ -103,6 +104,18 @@ def stopped(engine: Engine, *, look: bool) -> Stop:
     return stop
 
 
+def cut_short(stop: Stop, name: str) -> bool:
+    """Whether a request has no end that could be taken for one: left hanging, or told of the failure."""
+    got = stop.got[name]
+    ended = b'"finish_reason":"' in got or b'"usage":{' in got
+    return not ended and (not stop.closed[name] or b"InternalServerError" in got)
+
+
+def waits_for_its_clients(stop: Stop) -> bool:
+    """Whether the engine is there as long as a client hangs."""
+    return stop.alive_while_clients_wait or all(stop.closed.values())
+
+
 @pytest.fixture(scope="session")
 def drained(engine: Engine) -> Stop:
     return stopped(engine, look=True)
@@ -143,11 +156,9 @@ def test_the_door_is_shut_when_the_time_is_over(drained: Stop) -> None:
 
 
 @pytest.mark.parametrize("name", ["long stream", "long"])
-def test_what_does_not_end_in_time_is_left_hanging(drained: Stop, name: str) -> None:
-    assert b"[DONE]" not in drained.got[name]
-    assert b"finish_reason" not in drained.got["long"]
-    assert not drained.closed[name]
-    assert drained.alive_while_clients_wait
+def test_what_does_not_end_in_time_is_left_hanging_or_told(drained: Stop, name: str) -> None:
+    assert cut_short(drained, name), drained.got[name][-500:]
+    assert waits_for_its_clients(drained)
 
 
 def test_it_ends_with_success_when_the_clients_have_gone(drained: Stop) -> None:
@@ -162,12 +173,10 @@ def test_without_time_the_door_is_shut_at_once(aborted: Stop) -> None:
 
 
 @pytest.mark.parametrize("name", ["short stream", "short", "long stream", "long"])
-def test_without_time_all_is_left_hanging(aborted: Stop, name: str) -> None:
-    assert b"[DONE]" not in aborted.got[name]
-    assert b"usage" not in aborted.got[name]
-    assert not aborted.closed[name]
+def test_without_time_all_is_left_hanging_or_told(aborted: Stop, name: str) -> None:
+    assert cut_short(aborted, name), aborted.got[name][-500:]
 
 
 def test_without_time_it_ends_with_success_when_the_clients_have_gone(aborted: Stop) -> None:
-    assert aborted.alive_while_clients_wait
+    assert waits_for_its_clients(aborted)
     assert aborted.exit_code == 0
