@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuyard.spec.loader import load_fleet
+from tools.bench_kill import run
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("complete", "failed", "truncated", "duplicated", "wrong")
@@ -75,21 +76,9 @@ class Drill:
 
     def run(self, *argv: str, timeout: float = 300) -> str:
         """One command; its output."""
-        # A file, not a pipe: a connection that ansible keeps open would hold a pipe open.
-        with tempfile.TemporaryFile("w+") as out:
-            done = subprocess.run(
-                argv,
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-            out.seek(0)
-            said = out.read()
-        if done.returncode:
-            raise BenchError(f"`{' '.join(argv)}` ended with {done.returncode}:\n{said[-3000:]}")
+        code, said = run(*argv, timeout=timeout)
+        if code:
+            raise BenchError(f"`{' '.join(argv)}` ended with {code}:\n{said[-3000:]}")
         return said
 
     def on(self, node: str, line: str) -> str:

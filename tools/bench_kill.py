@@ -18,6 +18,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,8 @@ cut -d: -f1,2 /etc/shadow
 
 def run(*argv: str, timeout: float = 1800) -> tuple[int, str]:
     """One command in the project: exit code and output."""
-    log = PROJECT / ".gpuyard/bench_kill.out"
-    with log.open("w+") as out:
+    # A file, not a pipe: a connection that ansible keeps open would hold a pipe open.
+    with tempfile.TemporaryFile("w+") as out:
         done = subprocess.run(
             argv,
             cwd=PROJECT,
