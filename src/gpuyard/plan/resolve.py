@@ -2,211 +2,370 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from gpuyard.catalog import Catalog, DriverRelease, EngineRelease, Gpu, Toolkit, numbers
+from gpuyard.catalog import Catalog
+from gpuyard.catalog.rows import EngineRelease, Row
+from gpuyard.plan import names
+from gpuyard.plan.conflicts import conflicts
+from gpuyard.plan.judge import Finding, Judge, label, rows_of
 from gpuyard.plan.lock import (
+    Evidence,
     Lock,
     LockedDriver,
+    LockedEfa,
     LockedEngine,
     LockedGateway,
     LockedModel,
+    LockedPackages,
     LockedPool,
-    LockedToolkit,
+    LockedRepository,
 )
+from gpuyard.plan.rules.node import packages_for
+from gpuyard.plan.rules.rule import NO_FABRIC_MANAGER, Combination
+from gpuyard.plan.wishes import Choice, Preference, Search, flags_of, wishes_of
 from gpuyard.spec.errors import RefusedError
-from gpuyard.spec.fleet import Engine, Fleet, Model, Pool
+from gpuyard.spec.fleet import Fleet, Model, Pool
 
 
 class PlanError(RefusedError):
-    """No lock can be made for this fleet."""
+    """No lock can be made for this fleet, for every reason in `findings`."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        first = findings[0]
+        super().__init__(
+            first.rule, f"{first.what}: {first.have}" if first.what else first.have, first.need, first.change
+        )
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n".join(str(finding) for finding in self.findings)
 
 
-def resolve(fleet: Fleet, catalog: Catalog, requirements: Mapping[str, str]) -> Lock:
-    """The lock of this fleet. `requirements` gives the sha256 of each requirements file that an engine may name."""
-    driver = _driver(fleet, catalog)
-    engines = {engine.name: _engine(engine, catalog) for engine in fleet.engines}
-    gpus = {pool.name: _gpu(pool, fleet, driver, catalog) for pool in fleet.pools}
-    for model in fleet.models:
-        _refuse_engine_that_cannot_run(model, engines[model.engine], gpus[model.pool], driver)
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a lock is chosen from. `requirements`: sha256 of each requirements file; `today`: the day, YYYY-MM-DD."""
+
+    catalog: Catalog
+    requirements: Mapping[str, str]
+    today: str
+
+
+def resolve(fleet: Fleet, world: World, prefer: Preference | None = None) -> Lock:
+    """The lock of this fleet. Raises PlanError with every reason why there is none."""
+    choice, findings = _chosen(fleet, world, prefer or Preference())
+    unready = [finding for finding in findings if finding.rule == "PLAN-REQUIREMENTS"]
+    if unready:
+        raise PlanError(tuple(replace(finding, level="red") for finding in unready))
+    return _locked(fleet, choice, world, findings)
+
+
+def check(fleet: Fleet, world: World) -> tuple[Choice, list[Finding]]:
+    """What would be chosen, and all that is to be said of it. Raises PlanError where nothing can be."""
+    return _chosen(fleet, world, Preference())
+
+
+def _chosen(fleet: Fleet, world: World, prefer: Preference) -> tuple[Choice, list[Finding]]:
+    unknown = list(_unknown(fleet, world.catalog))
+    if unknown:
+        raise PlanError(tuple(unknown))
+    judge = Judge(world.catalog, world.today, accepted_on(fleet, world.today))
+    search = Search(fleet, world.catalog, judge, world.requirements, prefer)
+    wishes = wishes_of(fleet)
+    choice = search.choose(wishes)
+    if choice is None:
+        raise PlanError(tuple(conflicts(search, wishes)))
+    return choice, [*_findings(fleet, choice, judge), *_not_lockable(fleet, choice, world), *_without_a_role(fleet)]
+
+
+def judged(lock: Lock, fleet: Fleet, world: World) -> Iterator[tuple[str, Finding]]:
+    """What the rules say today of the driver and the engines that a lock names, each by itself and on its GPUs."""
+    judge = Judge(world.catalog, world.today, accepted_on(fleet, world.today))
+    rows = {(row.distribution, row.version): row for row in world.catalog.engines}
+    drivers = {row.version: row for row in world.catalog.drivers.versions}
+    for pool in lock.pools.values():
+        driver = drivers.get(pool.nvidia_driver.version)
+        gpu = next((row for row in world.catalog.gpus if row.name == pool.gpu), None)
+        if driver and gpu:
+            branch = names.branch(world.catalog, driver.branch)
+            node = Combination(gpu=gpu, branch=branch, driver=driver, kernel_modules=pool.nvidia_driver.kernel_modules)
+            yield from (("driver", finding) for finding in judge.findings(node))
+    for name, engine in lock.engines.items():
+        if row := rows.get((engine.distribution, engine.version)):
+            yield from ((f"engine {name}", finding) for finding in judge.findings(Combination(engine=row)))
+
+
+def accepted_on(fleet: Fleet, today: str) -> dict[str, str]:
+    """The rules that the fleet takes on, on this day."""
+    return {item.rule: f"{item.reason} (until {item.until})" for item in fleet.accept if today <= item.until}
+
+
+def combinations(fleet: Fleet, choice: Choice, catalog: Catalog) -> Iterator[tuple[str, Combination]]:
+    """Each pool and each model of the fleet with all that was chosen for it."""
+    branch = names.branch(catalog, choice.driver.branch)
+    system = names.distribution(catalog, fleet.distribution)
+    for pool in fleet.pools:
+        gpu = names.gpu(catalog, pool.gpu)
+        own = choice.pools[pool.name]
+        base = Combination(
+            provider=fleet.provider,
+            repository=names.repository(catalog, fleet.provider),
+            distribution=system,
+            kernel=fleet.kernel or system.kernels[0],
+            gpu=gpu,
+            branch=branch,
+            driver=choice.driver,
+            kernel_modules=choice.kernel_modules,
+            fabric_manager=choice.driver.version if gpu.nvswitch else NO_FABRIC_MANAGER,
+            dcgm=choice.dcgm,
+            toolkit=own.toolkit,
+            efa=own.efa,
+        )
+        yield f"pool {pool.name}", base
+        for model in fleet.models:
+            if model.pool == pool.name:
+                engine = choice.engines[model.engine]
+                rows = tuple(row for flag, value in flags_of(model) for row in names.features(catalog, flag, value))
+                yield f"model {model.name}", replace(base, engine=engine, nccl=engine.nccl, features=rows or None)
+
+
+# --- what is to be said ------------------------------------------------------------------------------------------
+
+
+def _unknown(fleet: Fleet, catalog: Catalog) -> Iterator[Finding]:
+    """Names that the catalog does not have, each with the nearest one."""
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("distribution", lambda: names.distribution(catalog, fleet.distribution)),
+        ("driver.branch", lambda: fleet.driver.branch and names.branch(catalog, fleet.driver.branch)),
+        ("driver.version", lambda: fleet.driver.version and names.driver(catalog, fleet.driver.version)),
+        ("dcgm.version", lambda: fleet.dcgm and fleet.dcgm.version and names.dcgm(catalog, fleet.dcgm.version)),
+    ]
+    for index, pool in enumerate(fleet.pools):
+        asked += [
+            (f"pools[{index}].gpu", lambda pool=pool: names.gpu(catalog, pool.gpu)),
+            (
+                f"pools[{index}].cuda_toolkit",
+                lambda pool=pool: pool.cuda_toolkit and names.toolkit(catalog, pool.cuda_toolkit),
+            ),
+            (
+                f"pools[{index}].efa.installer",
+                lambda pool=pool: pool.efa and pool.efa.installer and names.efa(catalog, pool.efa.installer),
+            ),
+        ]
+    for index, engine in enumerate(fleet.engines):
+        asked.append(
+            (
+                f"engines[{index}].version",
+                lambda engine=engine: engine.version and names.engine(catalog, engine.distribution, engine.version),
+            )
+        )
+    for index, model in enumerate(fleet.models):
+        asked.append((f"models[{index}].source", lambda model=model: names.model(catalog, model.source)))
+        asked += [
+            (f"models[{index}].vllm.{flag}", lambda flag=flag, value=value: names.features(catalog, flag, value))
+            for flag, value in flags_of(model)
+        ]
+    for place, ask in asked:
+        try:
+            ask()
+        except names.UnknownError as unknown:
+            yield Finding(unknown.rule, "red", place, unknown.found, unknown.why, unknown.change, "", verified=True)
+    blocked = {gpu.name: gpu for gpu in catalog.gpus if gpu.blocked}
+    for index, pool in enumerate(fleet.pools):
+        if row := blocked.get(pool.gpu):
+            have = f"{row.name}, which gpuyard cannot run yet: {row.blocked}"
+            place, change = f"pools[{index}].gpu", "choose another GPU"
+            yield Finding(
+                "PLAN-GPU-BLOCKED",
+                "red",
+                place,
+                have,
+                "a GPU whose parts roles install",
+                change,
+                row.source,
+                row.verified,
+            )
+
+
+def _findings(fleet: Fleet, choice: Choice, judge: Judge) -> Iterator[Finding]:
+    """What the rules say of what was chosen, each thing once, however many pools and models it concerns."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    first: dict[tuple[str, str], Finding] = {}
+    unsure: dict[str, list[str]] = {}
+    for what, combination in combinations(fleet, choice, judge.catalog):
+        for finding in judge.findings(combination):
+            key = (finding.rule, finding.have)
+            first.setdefault(key, finding)
+            seen.setdefault(key, []).append(what)
+        parts = packages_for(judge.catalog, fleet.distribution, choice.driver.branch)
+        for row in (*rows_of(combination), *((parts,) if parts else ())):
+            if not row.verified:
+                unsure.setdefault(f"{label(row)}: {row.source}", []).append(what)
+    for key, finding in first.items():
+        yield replace(finding, what=_all_of(seen[key]))
+    for row, where in unsure.items():
+        name, _, source = row.partition(": ")
+        have = f"{name}, a row of the catalog that is not verified"
+        change = "compare it with the vendor's own page before you rely on it"
+        yield Finding(
+            "CATALOG-UNVERIFIED", "amber", _all_of(where), have, "a named source", change, source, verified=False
+        )
+
+
+def _all_of(where: list[str]) -> str:
+    where = list(dict.fromkeys(where))
+    return ", ".join(where[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
+
+
+def _not_lockable(fleet: Fleet, choice: Choice, world: World) -> Iterator[Finding]:
+    for index, engine in enumerate(fleet.engines):
+        row = choice.engines[engine.name]
+        if row.requirements in world.requirements:
+            continue
+        ready = [
+            other.version
+            for other in world.catalog.engines
+            if other.distribution == row.distribution and other.requirements in world.requirements
+        ]
+        change = f"take {names.nearest(row.version, ready)}, or " if ready else ""
+        yield Finding(
+            "PLAN-REQUIREMENTS",
+            "amber",
+            f"engines[{index}].version",
+            f"{row.distribution} {row.version}, for which the project has no hash-locked requirements",
+            f"the file {row.requirements or 'that its row names'}",
+            f"{change}compile it with `make lock-python` and name it in engines.yaml",
+            "requirements/",
+            verified=True,
+        )
+
+
+def _without_a_role(fleet: Fleet) -> Iterator[Finding]:
+    """What is locked, though nothing installs it yet."""
+    asked = [("dcgm", fleet.dcgm), *((f"pools[{index}].efa", pool.efa) for index, pool in enumerate(fleet.pools))]
+    for place, wish in asked:
+        if wish is not None:
+            have = "a version in the lock that no role installs yet"
+            yield Finding(
+                "PLAN-NO-ROLE", "amber", place, have, "a role", "install it yourself", "roles/", verified=True
+            )
+
+
+# --- the lock ----------------------------------------------------------------------------------------------------
+
+
+def _locked(fleet: Fleet, choice: Choice, world: World, findings: list[Finding]) -> Lock:
+    catalog = world.catalog
+    repository = names.repository(catalog, fleet.provider)
     return Lock.sealed(
         fleet=fleet,
-        pools={pool.name: _pool(pool, fleet, driver, gpus[pool.name], catalog) for pool in fleet.pools},
-        engines={name: _locked_engine(release, requirements) for name, release in engines.items()},
+        verdict="amber" if findings else "green",
+        repositories={repository.repository: LockedRepository(key_fingerprint=repository.key_fingerprint)},
+        pools={pool.name: _pool(pool, fleet, choice, catalog) for pool in fleet.pools},
+        engines={name: _engine(row, world) for name, row in choice.engines.items()},
         models=tuple(_model(model, catalog) for model in fleet.models),
         gateway=LockedGateway(port=fleet.gateway.port, max_body_mib=fleet.gateway.max_body_mib),
+        evidence=tuple(_evidence(fleet, choice, catalog)),
     )
 
 
-def _driver(fleet: Fleet, catalog: Catalog) -> DriverRelease:
-    versions = catalog.drivers.versions
-    if wanted := fleet.driver.version:
-        for release in versions:
-            if release.version == wanted:
-                return release
-        known = [release.version for release in versions]
-        raise PlanError(
-            "PLAN-DRIVER-VERSION",
-            f"driver.version {wanted}",
-            f"the catalog knows {', '.join(known)}",
-            f"take {_nearest(wanted, known)}, or add a row with its source to drivers.yaml",
-        )
-    wanted = fleet.driver.branch
-    found = [release for release in versions if release.branch == wanted]
-    if not found:
-        known = list(dict.fromkeys(release.branch for release in versions))
-        raise PlanError(
-            "PLAN-DRIVER-BRANCH",
-            f"driver.branch {wanted}",
-            f"the catalog knows {', '.join(known)}",
-            f'take branch: "{_nearest(wanted or "", known)}", or add a row with its source to drivers.yaml',
-        )
-    return max(found, key=lambda release: numbers(release.version))
-
-
-def _gpu(pool: Pool, fleet: Fleet, driver: DriverRelease, catalog: Catalog) -> Gpu:
-    gpu = next((gpu for gpu in catalog.gpus if gpu.name == pool.gpu), None)
-    place = f"GPU {pool.gpu} of pool {pool.name}"
-    if gpu is None:
-        known = [gpu.name for gpu in catalog.gpus]
-        close = difflib.get_close_matches(pool.gpu, known, n=3, cutoff=0.4) or known
-        change = f"take one of {', '.join(close)}"
-        raise PlanError("PLAN-GPU", place, "the catalog has no such row", change)
-    if gpu.blocked:
-        raise PlanError("PLAN-GPU-BLOCKED", place, gpu.blocked, "choose another GPU")
-    if gpu.last_branch and int(driver.branch) > int(gpu.last_branch):
-        why = f"driver branch {driver.branch} no longer knows {gpu.architecture}"
-        raise PlanError("PLAN-GPU-BRANCH", place, why, f'set driver.branch to "{gpu.last_branch}"')
-    flavour = fleet.driver.kernel_modules
-    possible = {"unsupported": "proprietary", "required": "open"}.get(gpu.open_modules, flavour)
-    if possible != flavour:
-        why = f"{gpu.architecture} runs with {possible} kernel modules only"
-        raise PlanError("PLAN-KERNEL-MODULES", place, why, f"set driver.kernel_modules to {possible}")
-    branch = next(row for row in catalog.drivers.branches if row.branch == driver.branch)
-    if flavour not in branch.kernel_modules:
-        why = f"branch {driver.branch} has {', '.join(branch.kernel_modules)} kernel modules only"
-        change = f"set driver.kernel_modules to {branch.kernel_modules[0]}"
-        raise PlanError("PLAN-KERNEL-MODULES", f"driver.kernel_modules {flavour}", why, change)
-    return gpu
-
-
-def _pool(pool: Pool, fleet: Fleet, driver: DriverRelease, gpu: Gpu, catalog: Catalog) -> LockedPool:
-    parts = next((row for row in catalog.packages if row.distribution == fleet.distribution), None)
-    if parts is None:
-        known = ", ".join(row.distribution for row in catalog.packages)
-        found = f"distribution {fleet.distribution}"
-        raise PlanError("PLAN-DISTRIBUTION", found, f"the catalog has packages for {known}", f"take one of {known}")
-    flavour = fleet.driver.kernel_modules
+def _pool(pool: Pool, fleet: Fleet, choice: Choice, catalog: Catalog) -> LockedPool:
+    driver, own = choice.driver, choice.pools[pool.name]
+    parts = packages_for(catalog, fleet.distribution, driver.branch)
+    assert parts is not None  # noqa: S101 - COMPAT-DISTRIBUTION-DRIVER
+    system = names.distribution(catalog, fleet.distribution)
+    nvswitch = names.gpu(catalog, pool.gpu).nvswitch
+    flavour = parts.open if choice.kernel_modules == "open" else parts.proprietary
+    major = names.branch(catalog, driver.branch).cuda
+    toolkit, dcgm = own.toolkit, choice.dcgm
     return LockedPool(
         distribution=fleet.distribution,
+        kernel=fleet.kernel or system.kernels[0],
         gpu=pool.gpu,
         gpus_per_node=pool.gpus_per_node,
         nvidia_driver=LockedDriver(
             branch=driver.branch,
             version=driver.version,
-            kernel_modules=flavour,
+            kernel_modules=choice.kernel_modules,
             repository=parts.repository,
-            packages=_filled({**parts.common, **(parts.open if flavour == "open" else parts.proprietary)}, driver),
-            fabric_manager_packages=_filled(parts.fabric_manager, driver) if gpu.nvswitch else {},
+            packages=_filled({**parts.common, **flavour}, choice),
+            fabric_manager_packages=_filled(parts.fabric_manager, choice) if nvswitch else {},
         ),
-        cuda_toolkit=_toolkit(pool, driver, catalog.toolkits),
-    )
-
-
-def _filled(packages: Mapping[str, str], driver: DriverRelease) -> dict[str, str]:
-    return {
-        name.format(branch=driver.branch): version.format(branch=driver.branch, version=driver.version)
-        for name, version in sorted(packages.items())
-    }
-
-
-def _toolkit(pool: Pool, driver: DriverRelease, toolkits: Iterable[Toolkit]) -> LockedToolkit | None:
-    if pool.cuda_toolkit is None:
-        return None
-    place = f"cuda_toolkit {pool.cuda_toolkit} of pool {pool.name}"
-    toolkit = next((row for row in toolkits if row.toolkit == pool.cuda_toolkit), None)
-    if toolkit is None:
-        known = ", ".join(row.toolkit for row in toolkits)
-        raise PlanError("PLAN-TOOLKIT", place, f"the catalog knows {known}", "take one of these, or null")
-    if numbers(driver.version) < numbers(toolkit.driver_min):
-        why = f"it needs driver {toolkit.driver_min} or newer, the driver is {driver.version}"
-        raise PlanError("PLAN-TOOLKIT-DRIVER", place, why, "choose a newer driver.branch")
-    return LockedToolkit(version=toolkit.version, packages=toolkit.packages)
-
-
-def _engine(engine: Engine, catalog: Catalog) -> EngineRelease:
-    for release in catalog.engines:
-        if (release.distribution, release.version) == (engine.distribution, engine.version):
-            return release
-    known = [row.version for row in catalog.engines if row.distribution == engine.distribution]
-    raise PlanError(
-        "PLAN-ENGINE",
-        f"engine {engine.name}: {engine.distribution} {engine.version}",
-        f"the catalog knows {engine.distribution} {', '.join(known)}",
-        f"set version to {_nearest(engine.version, known)}, or add requirements and a row to engines.yaml",
-    )
-
-
-def _refuse_engine_that_cannot_run(model: Model, engine: EngineRelease, gpu: Gpu, driver: DriverRelease) -> None:
-    found = f"model {model.name} on {engine.distribution} {engine.version}"
-    if engine.driver_min and numbers(driver.version) < numbers(engine.driver_min):
-        why = f"the engine needs driver {engine.driver_min} or newer, the driver is {driver.version}"
-        raise PlanError("PLAN-ENGINE-DRIVER", found, why, "choose a newer driver.branch")
-    least = engine.compute_capability_min
-    if least and numbers(gpu.compute_capability) < numbers(least):
-        why = f"the engine needs compute capability {least}, {gpu.name} has {gpu.compute_capability}"
-        raise PlanError("PLAN-ENGINE-GPU", found, why, "serve it from a pool of newer GPUs")
-
-
-def _locked_engine(release: EngineRelease, requirements: Mapping[str, str]) -> LockedEngine:
-    digest = requirements.get(release.requirements)
-    if digest is None:
-        raise PlanError(
-            "PLAN-REQUIREMENTS",
-            f"{release.distribution} {release.version} is installed from {release.requirements}",
-            "the project has no such file",
-            "compile it with `make lock-python`",
+        cuda_toolkit=LockedPackages(version=toolkit.version, packages=toolkit.packages) if toolkit else None,
+        dcgm=LockedPackages(version=dcgm.version, packages={dcgm.packages[(major or "").split(".")[0]]: dcgm.version})
+        if dcgm
+        else None,
+        efa=LockedEfa(
+            installer=own.efa.installer,
+            libfabric=own.efa.libfabric,
+            efa_driver=own.efa.efa_driver,
+            ofi_nccl=own.efa.ofi_nccl,
         )
+        if own.efa
+        else None,
+    )
+
+
+def _filled(packages: Mapping[str, str], choice: Choice) -> dict[str, str]:
+    words = {"branch": choice.driver.branch, "version": choice.driver.version}
+    return {name.format(**words): version.format(**words) for name, version in sorted(packages.items())}
+
+
+def _engine(row: EngineRelease, world: World) -> LockedEngine:
+    requirements = row.requirements or ""
+    digest = world.requirements[requirements]
     return LockedEngine(
-        distribution=release.distribution,
-        version=release.version,
-        requirements=release.requirements,
+        distribution=row.distribution,
+        version=row.version,
+        requirements=requirements,
         requirements_sha256=digest,
-        environment=f"{release.distribution}-{release.version}-{digest[:12]}",
+        environment=f"{row.distribution}-{row.version}-{digest[:12]}",
+        torch=row.torch,
+        cuda=row.cuda,
+        nccl=row.nccl,
     )
 
 
 def _model(model: Model, catalog: Catalog) -> LockedModel:
-    row = next((row for row in catalog.models if row.source_of_weights == model.source), None)
-    if row is None:
-        known = ", ".join(row.source_of_weights for row in catalog.models)
-        raise PlanError(
-            "PLAN-MODEL",
-            f"model {model.name} comes from {model.source}",
-            f"the catalog has digests of {known} only, and no file is served unverified",
-            "take one of these, or add a row with the digest of its manifest to models.yaml",
-        )
     return LockedModel(
         name=model.name,
         pool=model.pool,
         engine=model.engine,
         port=model.port,
         source=model.source,
-        manifest_sha256=row.manifest_sha256,
+        manifest_sha256=names.model(catalog, model.source).manifest_sha256,
         vllm=model.vllm,
         env=model.env,
         drain_seconds=model.drain_seconds,
     )
 
 
-def _nearest(wanted: str, known: list[str]) -> str:
-    """The known version closest to the wanted one, number by number."""
+def _evidence(fleet: Fleet, choice: Choice, catalog: Catalog) -> Iterator[Evidence]:
+    """What each choice rests on: the rows of the catalog, each once."""
+    driver = choice.driver
+    branch = names.branch(catalog, driver.branch)
+    asked = fleet.driver.version or (fleet.driver.branch and f"branch {fleet.driver.branch}")
+    kind = f"{branch.kind or 'unknown'} branch" + (f", ends {branch.end_of_life}" if branch.end_of_life else "")
+    why = f"asked for as {asked}" if asked else "the newest that fits"
+    yield _because(f"driver {driver.version}", f"{why}; {kind}", driver)
+    for pool in fleet.pools:
+        own = choice.pools[pool.name]
+        if own.toolkit:
+            why = f"the newest release of {own.toolkit.toolkit}; runs on drivers from {own.toolkit.driver_min} on"
+            yield _because(f"CUDA toolkit {own.toolkit.version}", why, own.toolkit)
+        if own.efa:
+            why = "asked for" if pool.efa and pool.efa.installer else "the newest that fits"
+            yield _because(f"EFA installer {own.efa.installer}", why, own.efa)
+    if choice.dcgm:
+        why = "asked for" if fleet.dcgm and fleet.dcgm.version else "the newest that fits"
+        yield _because(f"DCGM {choice.dcgm.version}", why, choice.dcgm)
+    for engine in fleet.engines:
+        row = choice.engines[engine.name]
+        why = "asked for" if engine.version else "the newest that fits"
+        needs = f"; needs driver {row.driver_min} or newer" if row.driver_min else ""
+        yield _because(f"{row.distribution} {row.version}", why + needs, row)
 
-    def far(version: str) -> tuple[int, ...]:
-        return tuple(abs(a - b) for a, b in zip(numbers(version), numbers(wanted), strict=False))
 
-    try:
-        return min(known, key=far)
-    except ValueError:
-        return known[0]
+def _because(choice: str, why: str, row: Row) -> Evidence:
+    return Evidence(choice=choice, because=why, source=row.source, as_of=row.as_of, verified=row.verified)

@@ -19,6 +19,7 @@ GpuName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,47}$")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Dotted = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")]
 DriverBranch = Annotated[str, Field(pattern=r"^[0-9]{3}$")]
 DriverVersion = Annotated[str, Field(pattern=r"^[0-9]{3}(\.[0-9]{1,3}){1,2}$")]
 

