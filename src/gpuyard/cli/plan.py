@@ -20,7 +20,7 @@ from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer, write
 from gpuyard.plan import names
 from gpuyard.plan.judge import Judge, label, rows_of
-from gpuyard.plan.lock import Lock, LockError, load_lock, lock_path
+from gpuyard.plan.lock import Lock, LockError, NewerLockError, load_lock, lock_path
 from gpuyard.plan.moves import Part, moves, staying
 from gpuyard.plan.resolve import PlanError, World, resolve
 from gpuyard.plan.resolve import check as check_fleet
@@ -79,7 +79,7 @@ def lock(
     with refusals_told(as_json):
         parts = _parts(upgrade or [])
         wish, world, path = load_fleet(fleet), _world(fleet), lock_path(fleet)
-        before = _lock_before(path)
+        before = _lock_before(path, wish.name)
         made = resolve(wish, world, staying(before, parts))
         text = made.to_yaml()
         old = path.read_text() if path.is_file() else ""
@@ -349,12 +349,18 @@ def _parts(words: list[str]) -> list[Part]:
     return [part for part in known if part in words]
 
 
-def _lock_before(path: Path) -> Lock | None:
-    """The lock that is there, where it can be trusted; one of an older shape or edited by hand gives no preference."""
+def _lock_before(path: Path, fleet: str) -> Lock | None:
+    """The lock that is there, where it can be trusted.
+
+    One of an older shape, of another fleet or edited by hand gives no preference; a newer gpuyard's is not touched.
+    """
     try:
-        return load_lock(path)
+        found = load_lock(path)
+    except NewerLockError:
+        raise
     except LockError:
         return None
+    return found if found.fleet == fleet else None
 
 
 def _world(fleet: Path) -> World:

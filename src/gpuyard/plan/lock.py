@@ -39,6 +39,10 @@ class LockError(RefusedError):
     """A lock that must not be used."""
 
 
+class NewerLockError(LockError):
+    """A lock that a newer gpuyard wrote."""
+
+
 class LockedDriver(Closed):
     branch: DriverBranch
     version: DriverVersion
@@ -197,10 +201,10 @@ def load_lock(path: Path) -> Lock:
     data = cast("dict[str, object]", data) if isinstance(data, dict) else {}
     if data.get("version") != VERSION:
         version = data.get("version")
-        newer = isinstance(version, int) and version > VERSION
-        change = "use the gpuyard that wrote it" if newer else again
-        found = f"{path} has version {version!r}"
-        raise LockError("LOCK-VERSION", found, f"this gpuyard knows locks of version {VERSION}", change)
+        found, why = f"{path} has version {version!r}", f"this gpuyard knows locks of version {VERSION}"
+        if isinstance(version, int) and version > VERSION:
+            raise NewerLockError("LOCK-VERSION", found, why, "use the gpuyard that wrote it")
+        raise LockError("LOCK-VERSION", found, why, again)
     if data.get("digest") != _seal(data):
         why = "its digest does not match its content, so it was changed by hand"
         raise LockError("LOCK-EDITED", str(path), why, f"change the spec instead, then {again}")

@@ -188,7 +188,10 @@ def _by_number(catalog: Catalog, word: str) -> DriverRelease:
     if known or not re.fullmatch(r"[0-9]{3}(\.[0-9]{1,3}){1,2}", word):
         return known or driver(catalog, word)
     near = by_distance(word, [row.version for row in catalog.drivers.versions])[0]
-    unlisted = {**_UNLISTED, "source": f"no row of the catalog: judged by its number; the nearest one is {near}"}
+    unlisted: dict[str, Any] = {
+        **_UNLISTED,
+        "source": f"no row of the catalog: judged by its number; the nearest one is {near}",
+    }
     return _kept(DriverRelease(version=word, branch=word[:3], released=None, **unlisted))
 
 

@@ -22,6 +22,7 @@ from gpuyard.plan.lock import (
     LockedPool,
     LockedRepository,
 )
+from gpuyard.plan.rules import RULES
 from gpuyard.plan.rules.node import packages_for
 from gpuyard.plan.rules.rule import NO_FABRIC_MANAGER, Combination
 from gpuyard.plan.wishes import Choice, Preference, Search, flags_of, wishes_of
@@ -171,6 +172,15 @@ def _unknown(fleet: Fleet, catalog: Catalog) -> Iterator[Finding]:
             ask()
         except names.UnknownError as unknown:
             yield Finding(unknown.rule, "red", place, unknown.found, unknown.why, unknown.change, "", verified=True)
+    for index, item in enumerate(fleet.accept):
+        place, rule = f"accept[{index}].rule", RULES.get(item.rule)
+        if rule is None:
+            change = f"did you mean {names.nearest(item.rule, RULES)}?"
+            yield Finding("PLAN-ACCEPT", "red", place, f"no rule {item.rule}", "a rule", change, "", verified=True)
+        elif not rule.acceptable:
+            ok = ", ".join(known.id for known in RULES.values() if known.acceptable)
+            have = f"{rule.id}, which cannot be accepted"
+            yield Finding("PLAN-ACCEPT", "red", place, have, f"one of {ok}", "leave it out", "", verified=True)
     blocked = {gpu.name: gpu for gpu in catalog.gpus if gpu.blocked}
     for index, pool in enumerate(fleet.pools):
         if row := blocked.get(pool.gpu):

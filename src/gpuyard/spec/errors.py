@@ -3,7 +3,9 @@
 RefusedError                 rule, what was found, why, the smallest change that would pass
 ├── spec.loader.SpecError    every finding of a file at once
 ├── plan.lock.LockError
-├── plan.resolve.PlanError
+│   └── plan.lock.NewerLockError
+├── plan.names.UnknownError     no row of the catalog has this name
+├── plan.resolve.PlanError      every reason why there is no lock
 ├── handover.HandoverError
 └── handover.inventory.InventoryError
 """

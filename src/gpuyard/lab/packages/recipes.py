@@ -119,7 +119,7 @@ def driver(version: str) -> Iterator[Package]:
         name="nvidia-driver-cuda",
         version=full,
         summary="NVIDIA driver for computing",
-        depends=f"libcuda1 {same}, libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
+        depends=f"libnvidia-ml1 {same}, nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
         built={"usr/bin/nvidia-smi": nvml.SMI},
     )
     yield Package(
