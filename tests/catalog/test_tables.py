@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import load_catalog, load_instances, numbers
+from gpuyard.catalog import _read, load_catalog, load_instances, numbers
 from gpuyard.catalog.rows import Row
 from gpuyard.lab.packages import recipes
 from gpuyard.plan.rules.node import packages_for
+from gpuyard.spec.documents import read_document
 
 PROJECT = Path(__file__).parents[2]
 CATALOG = load_catalog()
@@ -162,3 +163,9 @@ def test_there_are_enough_versions_in_the_lab_to_rehearse_an_upgrade_and_the_way
     assert {version for versions in recipes.BRANCHES.values() for version in versions} == set(lab.drivers or ())
     assert len({version[:3] for version in lab.drivers or ()}) >= 2
     assert lab.toolkits == (recipes.TOOLKIT,)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "src/gpuyard/catalog").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_fast_reader_of_tables_reads_what_the_reader_of_specs_reads(path: Path) -> None:
+    assert _read(path.stem) == read_document(path).data
+    assert read_document(path).repeated == ()

@@ -10,6 +10,7 @@ import pytest
 
 from gpuyard.cli import main
 from gpuyard.plan.lock import load_lock
+from gpuyard.plan.rules import RULES
 from gpuyard.spec.schema import fleet_schema_text
 
 PROJECT = Path(__file__).parents[2]
@@ -144,3 +145,151 @@ def test_the_lab_has_its_commands_here_too(gpuyard: Command) -> None:
     assert code == 0
     for command in ("up", "status", "ssh", "down"):
         assert command in output
+
+
+def test_a_lock_of_a_newer_gpuyard_is_not_written_over(gpuyard: Command, fleet: Path) -> None:
+    lock = fleet.with_name("lab.lock.yaml")
+    lock.write_text("version: 3\n")
+    code, _, errors = gpuyard("lock", fleet)
+    assert (code, lock.read_text()) == (3, "version: 3\n")
+    assert errors.startswith("LOCK-VERSION: ")
+
+
+def test_an_upgrade_tells_what_moves_and_why_and_writes_nothing_when_it_only_checks(
+    gpuyard: Command, fleet: Path
+) -> None:
+    edit(fleet, 'branch: "580"', "version: 580.105.08")
+    gpuyard("lock", fleet)
+    edit(fleet, "version: 580.105.08", 'branch: "580"')
+    assert gpuyard("lock", fleet)[0] == 0
+    lock = fleet.with_name("lab.lock.yaml")
+    assert load_lock(lock).pools["chat"].nvidia_driver.version == "580.105.08", "what is locked stays"
+    before = lock.read_text()
+    code, output, _ = gpuyard("lock", fleet, "--upgrade", "driver", "--check")
+    assert (code, lock.read_text()) == (1, before)
+    assert "driver: 580.105.08 -> 580.126.20 (asked for as branch 580; lts branch" in output
+    assert "fabric manager of pool chat: 580.105.08 -> 580.126.20 (the driver's version, exactly)" in output
+    code, output, _ = gpuyard("lock", fleet, "--upgrade", "all", "--json")
+    told = json.loads(output)
+    assert (code, told["changed"]) == (0, True)
+    assert [move["what"] for move in told["moves"]] == ["driver", "fabric manager of pool chat"]
+
+
+def test_an_upgrade_of_something_else_is_wrong_usage(gpuyard: Command, fleet: Path) -> None:
+    code, _, errors = gpuyard("lock", fleet, "--upgrade", "kernel")
+    assert code == 2
+    assert "driver, cuda, engine, all" in errors
+
+
+def test_a_check_tells_every_conflict_and_exits_1(gpuyard: Command, fleet: Path) -> None:
+    edit(fleet, 'branch: "580"', 'branch: "570"')
+    edit(fleet, "version: 0.32.0", "version: 0.31.0")
+    code, output, errors = gpuyard("check", fleet)
+    assert (code, errors) == (1, "")
+    assert [line.split(": ")[1].split(" ")[0] for line in output.splitlines()[:-1]] == [
+        "COMPAT-BRANCH-END",
+        "COMPAT-ENGINE-ADVISORY",
+    ]
+    assert output.splitlines()[-1].endswith("fleet lab is red: no lock can be made for it")
+    told = json.loads(gpuyard("check", fleet, "--json")[1])
+    assert told["verdict"] == "red"
+    assert set(told["findings"][0]) >= {"rule", "what", "have", "need", "change", "source", "verified"}
+
+
+def test_a_spec_of_ten_megabytes_is_refused_at_once(gpuyard: Command, fleet: Path) -> None:
+    fleet.write_text(fleet.read_text() + "# padding\n" * 1_000_000)
+    code, _, errors = gpuyard("check", fleet)
+    assert code == 1
+    assert "SPEC-YAML" in errors
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("gpu=H100-SXM5-80GB", "driver=570.133.20", "engine=vllm==0.20.0"), 1, "COMPAT-ENGINE-DRIVER [red]"),
+        (("driver=595.91.07", "gpu=H100-SXM5-80GB", "kernel_modules=open"), 0, "green"),
+        (("driver=580.95.5",), 0, "the nearest one is 580.95.05"),
+        (("gpu=H100-SXM-80GB",), 3, "take H100-SXM5-80GB"),
+        (("gpus=T4",), 3, "did you mean gpu?"),
+        (("gpu",), 3, "NAME=VALUE"),
+        (("kernel_modules=opne",), 3, "take open"),
+        ((), 3, "nothing to judge"),
+    ],
+)
+def test_a_combination_is_judged_without_a_fleet(
+    gpuyard: Command, words: tuple[str, ...], code: int, told: str
+) -> None:
+    found, output, errors = gpuyard("compat", *words)
+    assert found == code
+    assert told in output + errors
+
+
+def test_the_reports_from_the_field_are_judged_as_they_tell(gpuyard: Command) -> None:
+    code, output, _ = gpuyard("compat", "--table", PROJECT / "tests/plan/combinations.yaml", "--json")
+    told = json.loads(output)
+    assert (code, told["wrong"]) == (0, 0)
+    assert sum(row["judged"] != "not judged" for row in told["combinations"]) >= 60
+
+
+def test_a_report_that_is_judged_otherwise_exits_1(gpuyard: Command, tmp_path: Path) -> None:
+    table = tmp_path / "reports.yaml"
+    row = "- {id: a, gpu: T4, dtype: bfloat16, works: true, why: b, source: c, as_of: '2026'}\n"
+    table.write_text(row)
+    code, output, _ = gpuyard("compat", "--table", table)
+    assert code == 1
+    assert "1 judged: 0 as reported, 1 not; 0 outside of the rules" in output
+    table.write_text("- {id: a}\n")
+    code, _, errors = gpuyard("compat", "--table", table)
+    assert (code, errors.split(":")[0]) == (3, "COMPAT-TABLE")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_explained_with_an_example_each_way(gpuyard: Command, rule: str) -> None:
+    code, output, _ = gpuyard("explain", rule)
+    assert code == 0
+    examples = [line.split("gpuyard compat ")[1].split() for line in output.splitlines() if "gpuyard compat " in line]
+    passes, fails = (json.loads(gpuyard("compat", *words, "--json")[1])["findings"] for words in examples)
+    assert rule not in [finding["rule"] for finding in passes]
+    assert rule in [finding["rule"] for finding in fails]
+
+
+def test_a_rule_that_is_not_there_is_answered_with_the_nearest(gpuyard: Command) -> None:
+    code, _, errors = gpuyard("explain", "COMPAT-GPU-MODULE")
+    assert code == 3
+    assert errors.strip().endswith("did you mean COMPAT-GPU-MODULES?")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("gpus",), ["H100-SXM5-80GB", "V100-SXM2-32GB"]),
+        (("gpus", "--provider", "aws"), ["p5.48xlarge", "g6.xlarge"]),
+        (("drivers",), ["580.126.20", "branches", "versions", "issues", "security"]),
+        (("engines",), ["0.33.0", "advisories", "GHSA-"]),
+    ],
+)
+def test_the_catalog_is_shown_with_days_and_what_is_verified(
+    gpuyard: Command, words: tuple[str, ...], shown: list[str]
+) -> None:
+    code, output, _ = gpuyard(*words)
+    assert code == 0
+    for word in (*shown, "as_of", "verified"):
+        assert word in output
+    assert json.loads(gpuyard(*words, "--json")[1])
+
+
+def test_a_provider_that_is_not_there_is_refused_with_the_nearest(gpuyard: Command) -> None:
+    code, _, errors = gpuyard("gpus", "--provider", "awss")
+    assert (code, errors.strip().split("; ")[-1]) == (3, "take aws")
+
+
+def test_a_bill_of_materials_is_printed_for_a_lock(gpuyard: Command, fleet: Path) -> None:
+    assert gpuyard("sbom", fleet)[0] == 3, "there is no lock yet"
+    gpuyard("lock", fleet)
+    code, output, _ = gpuyard("sbom", fleet)
+    assert code == 0
+    assert json.loads(output)["bomFormat"] == "CycloneDX"
+    (fleet.parent.parent / "requirements/engine-cpu.txt").unlink()
+    code, _, errors = gpuyard("sbom", fleet)
+    assert (code, errors.split(":")[0]) == (3, "SBOM-REQUIREMENTS")
