@@ -76,6 +76,11 @@ bench-drain: setup ## restart all engines under load, with and without a drain, 
 bench-faults: setup ## break and mend everything ten times in random order and see that the node is as before
 	@. ./activate && GPUYARD_FAULT_ROUNDS=10 pytest -q -s -m lab tests/lab/test_faults_on_a_node.py -k each_fault
 
+.PHONY: bench-lock
+bench-lock: ## lock 1,000 nodes and 50 models, beside the lab's fleet: time and memory
+	@tools/setup venv
+	@. ./activate && python tools/bench_lock.py
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

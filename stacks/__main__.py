@@ -18,6 +18,10 @@ def provision() -> None:
     fleet_file = PROJECT / (pulumi.Config().get("fleet") or f"fleets/{stack}.yaml")
     try:
         fleet = load_fleet(fleet_file)
+        if fleet.provider not in LAYOUTS:
+            known = " or ".join(LAYOUTS)
+            why = f"machines can be made by {known} only: what others have can be checked and locked"
+            raise RefusedError("STACK-PROVIDER", f"provider {fleet.provider}", why, f"set provider to {known}")
         check_lock(load_lock(lock_path(fleet_file)), fleet)
     except RefusedError as refused:
         raise pulumi.RunError(str(refused)) from refused

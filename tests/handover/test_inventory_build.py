@@ -8,7 +8,7 @@ import pytest
 
 from gpuyard.handover import Handover, HandoverError
 from gpuyard.handover.inventory import InventoryError, build
-from gpuyard.plan.lock import Lock
+from gpuyard.plan.lock import Lock, LockedRepository
 
 Handed = Callable[..., Handover]
 
@@ -89,6 +89,15 @@ def test_the_gateway_knows_every_model_and_who_serves_it(handed: Handed, lock: L
         },
     ]
     assert "nvidia_driver_version" not in found
+
+
+def test_a_repository_signed_with_another_key_than_the_locked_one_is_refused(handed: Handed, lock: Lock) -> None:
+    handover = handed()
+    own = handover.mirrors.nvidia.fingerprint
+    assert build(handover, lock.model_copy(update={"repositories": {"nvidia": LockedRepository(key_fingerprint=own)}}))
+    other = lock.model_copy(update={"repositories": {"nvidia": LockedRepository(key_fingerprint="0" * 40)}})
+    with pytest.raises(InventoryError, match="INV-KEY"):
+        build(handover, other)
 
 
 def _without(role: str) -> Callable[[Any], object]:

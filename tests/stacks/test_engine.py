@@ -215,6 +215,11 @@ def edit_the_spec(project: Path) -> None:
     spec.write_text(spec.read_text().replace("nodes: 2", "nodes: 3"))
 
 
+def wish_for_machines_that_nobody_makes(project: Path) -> None:
+    spec = project / "fleets/lab.yaml"
+    spec.write_text(spec.read_text().replace("provider: lab", "provider: hosts"))
+
+
 def take_the_lock_of_another_fleet(project: Path) -> None:
     shutil.copy(REPOSITORY / "fleets/molecule.lock.yaml", project / "fleets/lab.lock.yaml")
 
@@ -225,6 +230,7 @@ def take_the_lock_of_another_fleet(project: Path) -> None:
         (forget_the_lock, "LOCK-MISSING"),
         (edit_the_spec, "LOCK-STALE"),
         (take_the_lock_of_another_fleet, "LOCK-FLEET"),
+        (wish_for_machines_that_nobody_makes, "STACK-PROVIDER"),
     ],
 )
 def test_the_program_refuses_in_one_line(empty: Stack, spoil: Callable[[Path], None], rule: str):

@@ -65,6 +65,12 @@ def _refuse_what_does_not_fit(handover: Handover, lock: Lock) -> None:
         raise InventoryError(
             "INV-FLEET", found, "nodes would get another fleet's software", "name the fleet's own lock"
         )
+    for name, locked in lock.repositories.items():
+        mirror = handover.mirrors.nvidia if name == "nvidia" else None
+        if mirror and locked.key_fingerprint not in (None, mirror.fingerprint):
+            found = f"the handover's repository {name} is signed with key {mirror.fingerprint}"
+            why = f"the lock asks for {locked.key_fingerprint}"
+            raise InventoryError("INV-KEY", found, why, "point the handover at the repository that was locked")
     for role in ("gpu", "gateway"):
         if not any(node.role == role for node in handover.nodes):
             found = f"fleet {handover.fleet} has no {role} node"
