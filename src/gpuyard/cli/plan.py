@@ -153,8 +153,13 @@ def compat(
         combination = names.combination(judge.catalog, words)
         findings, verdict = judge.findings(combination), judge.verdict(combination)
         unsure = [f"{label(row)}: {row.source}" for row in rows_of(combination) if not row.verified]
-        told = {"verdict": verdict, "findings": [finding.as_dict() for finding in findings], "unverified": unsure}
-        lines = [*map(str, findings), *(f"not verified: {row}" for row in dict.fromkeys(unsure)), verdict]
+        works = all(finding.level != "red" or finding.kind == "kept" for finding in findings)
+        plain = [finding.as_dict() for finding in findings]
+        told = {"verdict": verdict, "works": works, "findings": plain, "unverified": unsure}
+        # Green needs no words. Else: does it run at all, or is it only no longer looked after?
+        said = "it works together; what is red is its upkeep" if works else "it does not work together"
+        hint = f": {said}" if verdict == "red" else ""
+        lines = [*map(str, findings), *(f"not verified: {row}" for row in dict.fromkeys(unsure)), f"{verdict}{hint}"]
         answer(as_json, told, "\n".join(lines))
         if verdict == "red":
             raise typer.Exit(FINDINGS)
