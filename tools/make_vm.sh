@@ -1,6 +1,7 @@
 #!/bin/bash
 # Make the disk that the lab's QEMU nodes start from: Debian with a kernel, what builds kernel modules, and two newer
 # kernels as packages, so that an upgrade inside needs no network. As root; all that is fetched is verified by apt.
+# An emulated processor does there what it must: what can be done here, at full speed, is done here.
 #
 #   make_vm.sh SUITE FOLDER [MIRROR]      makes FOLDER/disk.img
 set -euo pipefail
@@ -9,13 +10,14 @@ PACKAGES=dbus,dkms,gcc,grub-pc-bin,initramfs-tools,iproute2,kmod,make,mdadm,nvme
 PACKAGES+=,python3-apt,systemd,systemd-sysv,udev,xfsprogs
 GIB=8
 START=2048 # sectors before the file system: the boot loader lies there
+DISK=67707964 # the disk's signature, by which the kernel finds its root whatever the order of the disks
 
-BOOT='
+# A cloud's kernel has in it what finds and mounts the disk: no initrd is made, loaded or unpacked.
+BOOT="
 set root=(hd0,msdos1)
-linux /vmlinuz root=/dev/vda1 rw console=ttyS0 net.ifnames=0 loglevel=4 mitigations=off
-initrd /initrd.img
+linux /vmlinuz root=PARTUUID=$DISK-01 rw console=ttyS0 net.ifnames=0 loglevel=4 mitigations=off
 boot
-'
+"
 NETWORK='
 [Match]
 Name=eth0
@@ -40,39 +42,60 @@ WantedBy=multi-user.target
 '
 
 inside() { # ROOT: as the last thing before apt's lists are removed
-    local root=$1 kernels=() release
+    local root=$1 kernels release line folder
     cd "$root"
-    # The initrd has what finds the disk and nothing else: it is packed anew, in emulation, at every kernel upgrade.
-    sed -i 's/^MODULES=.*/MODULES=list/' etc/initramfs-tools/initramfs.conf
-    printf '%s\n' virtio_pci virtio_blk ext4 >>etc/initramfs-tools/modules
-    # The three newest for which the archive has headers too, a cloud's before any other: oldest first.
-    for release in $(chroot . apt-cache pkgnames linux-headers- | sed -n 's/^linux-headers-\([0-9].*-amd64\)$/\1/p' |
-        grep -v -- -rt- | sed 's/.*-cloud-.*/1 &/; t; s/^/0 /' | sort -V | cut -d' ' -f2); do
+    # Taken away as by hand, which dpkg respects: an initrd would be the slowest part of a kernel upgrade.
+    rm etc/kernel/postinst.d/initramfs-tools
+    # The three newest for which the archive has headers too, of the suite's own line of kernels: oldest first.
+    line=$(chroot . apt-cache depends linux-headers-cloud-amd64 |
+        sed -n 's/^ *Depends: linux-headers-\([0-9]*\.[0-9]*\.\).*/\1/p')
+    kernels=()
+    for release in $(chroot . apt-cache pkgnames "linux-headers-$line" |
+        sed -n 's/^linux-headers-\(.*-cloud-amd64\)$/\1/p' | sort -V); do
         if chroot . apt-get --print-uris download "linux-image-$release" "linux-headers-$release" >/dev/null 2>&1; then
             kernels+=("$release")
         fi
     done
-    kernels=("${kernels[@]: -3}")
-    if [ "${#kernels[@]}" != 3 ]; then
-        echo "the archive offers ${#kernels[@]} kernels with headers, and three are needed" >&2
+    if [ "${#kernels[@]}" -lt 3 ]; then
+        echo "the archive offers ${#kernels[@]} kernels ${line}* with headers, and three are needed" >&2
         return 1
     fi
+    kernels=("${kernels[@]: -3}")
     chroot . apt-get install --yes "linux-image-${kernels[0]}" "linux-headers-${kernels[0]}"
     for release in "${kernels[@]:1}"; do
-        mkdir -p "var/lib/gpuyard-lab/kernels/$release"
+        # Thousands of files, without which nothing is built, and with which alone neither.
+        chroot . apt-get install --yes "linux-headers-${release%-cloud-amd64}-common"
+    done
+    for release in "${kernels[@]:1}"; do
+        folder=var/lib/gpuyard-lab/kernels/$release
+        mkdir -p "$folder"
         chroot . apt-get install --yes --download-only "linux-image-$release" "linux-headers-$release" \
-            -o "Dir::Cache::archives=/var/lib/gpuyard-lab/kernels/$release"
-        rm -rf "var/lib/gpuyard-lab/kernels/$release/"{lock,partial}
+            -o "Dir::Cache::archives=/$folder"
+        rm -rf "${folder:?}/"{lock,partial}
+        unpacked "$folder"/*.deb
     done
     printf '%s' "$NETWORK" >etc/systemd/network/10-eth0.network
     printf '%s' "$SEED" >etc/systemd/system/gpuyard-seed.service
     chroot . systemctl enable --quiet gpuyard-seed.service systemd-networkd.service
-    chroot . systemctl mask --quiet apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service
+    # Nothing by the clock, and nothing for hardware that is not there.
+    chroot . systemctl mask --quiet \
+        {apt-daily,apt-daily-upgrade,dpkg-db-backup,e2scrub_all,fstrim,systemd-tmpfiles-clean}.timer \
+        {e2scrub_reap,getty-static,getty@tty1,nvmefc-boot-connections,nvmf-autoconnect,systemd-pstore}.service \
+        systemd-networkd-wait-online.service
     rm -f etc/ssh/ssh_host_*
     : >etc/machine-id
     printf '%s' "$BOOT" >boot/early.cfg
     chroot . grub-mkimage --format i386-pc --output /boot/core.img --prefix / --config /boot/early.cfg \
         biosdisk part_msdos ext2 linux
+}
+
+unpacked() { # DEB...: the same packages, whose content dpkg need not decompress
+    local deb
+    for deb; do
+        dpkg-deb --raw-extract "$deb" "$deb.d"
+        dpkg-deb --build -Znone "$deb.d" "$deb"
+        rm -rf "$deb.d"
+    done
 }
 
 if [ "$1" = --inside ]; then
@@ -92,7 +115,13 @@ truncate --size "${GIB}G" "$image"
 mkfs.ext4 -q -d "$root" -E "offset=$((START * 512)),lazy_itable_init=0" "$image" "$((GIB * 1048576 - START / 2))"
 cat "$root/usr/lib/grub/i386-pc/boot.img" "$root/boot/core.img" | dd of="$image" conv=notrunc status=none
 # The partition table: one entry, bootable, Linux, from START to the end; where the others would be GRUB has code.
-sectors=$((GIB * 2097152 - START))
-entry=$(printf '80feffff83feffff%08x%08x' "$START" "$sectors" | sed -E 's/(.{16})(..)(..)(..)(..)(..)(..)(..)(..)/\1\5\4\3\2\9\8\7\6/')$(printf '%096d' 0)
-printf '%b' "$(sed 's/../\\x&/g' <<<"$entry")" | dd of="$image" bs=1 seek=446 conv=notrunc status=none
+swapped() { # HEX: eight digits, the lowest byte first
+    echo "${1:6:2}${1:4:2}${1:2:2}${1:0:2}"
+}
+bytes() { # HEX AT: over what lies there in the image
+    printf '%b' "$(sed 's/../\\x&/g' <<<"$1")" | dd of="$image" bs=1 seek="$2" conv=notrunc status=none
+}
+start=$(printf '%08x' "$START") sectors=$(printf '%08x' "$((GIB * 2097152 - START))")
+bytes "80feffff83feffff$(swapped "$start")$(swapped "$sectors")$(printf '%096d' 0)" 446
+bytes "$(swapped "$DISK")" 440
 rm -rf --one-file-system "$root"

@@ -226,7 +226,7 @@ def _boot(place: Place, name: str, accel: Accel) -> None:
 
 def _qemu(folder: Path, name: str, accel: Accel, port: int) -> list[str | Path]:
     words: list[str | Path] = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-sandbox", "on"]
-    words += ["-machine", "q35", "-accel", ACCELERATORS[accel], "-cpu", "max", "-smp", "2", "-m", "1536"]
+    words += ["-machine", "q35", *ACCELERATORS[accel], "-m", "1536"]
     words += ["-display", "none", "-serial", "stdio", "-device", "virtio-rng-pci"]
     # A flush by the guest reaches the host's disk, and a write without one may be lost with the guest: as on hardware.
     # "unsafe" would lose what was flushed too, for the map of the layer is then written back at the end only.
@@ -235,7 +235,9 @@ def _qemu(folder: Path, name: str, accel: Accel, port: int) -> list[str | Path]:
         words += ["-drive", f"if=none,id={disk},format=qcow2,cache=writeback,discard=unmap,{file}"]
     seed = _escaped(folder / "seed.tar")
     words += ["-drive", f"if=none,id=seed,format=raw,read-only=on,file={seed}"]
-    words += ["-device", "virtio-blk-pci,drive=system,bootindex=0", "-device", "virtio-blk-pci,drive=seed,serial=seed"]
+    # A kernel without an initrd finds its root on an NVMe disk, whose driver is no module.
+    words += ["-device", "nvme,drive=system,serial=system,bootindex=0"]
+    words += ["-device", "virtio-blk-pci,drive=seed,serial=seed"]
     for disk in DISKS[1:]:
         words += ["-device", f"nvme,drive={disk},serial={disk}"]
     # No way out: whatever a guest installs is on its disk already, and nothing of this machine can be reached from it.
@@ -243,7 +245,12 @@ def _qemu(folder: Path, name: str, accel: Accel, port: int) -> list[str | Path]:
     return [*words, "-device", "virtio-net-pci,netdev=net"]
 
 
-ACCELERATORS = {"tcg": "tcg,thread=multi,tb-size=512", "kvm": "kvm"}
+ACCELERATORS = {
+    # The plainest processor, for programs take what one offers, and wide vectors are emulated slowly. And one of them:
+    # a second gains nothing for shell scripts, costs what the two tell each other, and takes what this machine needs.
+    "tcg": ("-accel", "tcg,tb-size=512", "-cpu", "qemu64,-svm", "-smp", "1"),
+    "kvm": ("-accel", "kvm", "-cpu", "max", "-smp", "2"),
+}
 
 
 def _escaped(path: Path) -> str:
@@ -257,9 +264,12 @@ def _free_port() -> int:
 
 
 def _wait_for_login(place: Place, name: str) -> bool:
-    """Until a login with the checked host key works, the machine ends, or the time is up."""
+    """Until a login with the checked host key works, the machine ends, or the time is up.
+
+    QEMU answers for a guest that does not listen yet, and hands the connection on late: it is soon tried anew.
+    """
     words = login(place, name)
-    command = [*words[:-1], "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", words[-1], "true"]
+    command = [*words[:-1], "-o", "ConnectTimeout=5", "-o", "BatchMode=yes", words[-1], "true"]
 
     def answered_or_gone() -> bool:
         return not _running(place, name) or run(*command, check=False).returncode == 0
