@@ -1,12 +1,16 @@
-"""One QEMU node for all the tests here: to boot an emulated machine takes most of a minute."""
+"""One QEMU node for all the tests here, for boots and builds are dear; a test that fails takes it down with itself.
+
+The next test then gets a new one, and brings it by itself to where it begins: `Guest.having`.
+"""
 
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -14,8 +18,10 @@ from gpuyard.lab import agent, host
 from gpuyard.lab.place import Place, default_cache
 
 PROJECT = Path(__file__).resolve().parents[2]
-SECONDS = 400
-"""The longest that one thing may take inside: twenty times as long as on a machine that is real and idle."""
+SECONDS = 600
+"""The longest that one thing may take inside: ten times as long as the slowest takes where nothing else runs."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,18 @@ class Guest:
 
     lab: agent.LabRef
     name: str = "t-vm"
+    made: dict[Callable[..., Any], Any] = field(default_factory=dict[Callable[..., Any], Any])
+    """What was done to the node that is there, and what came of it."""
+
+    def having(self, make: Callable[["Guest"], T]) -> T:
+        """Do something to the node, unless that was done to it before."""
+        if make not in self.made:
+            self.made[make] = make(self)
+        return cast(T, self.made[make])
+
+    def down(self) -> None:
+        self.made.clear()
+        agent.vm_down(self.lab, self.name)
 
     @property
     def place(self) -> Place:
@@ -60,7 +78,8 @@ class Guest:
 
         def back() -> bool:
             try:
-                done = self.on("cat /proc/sys/kernel/random/boot_id", 30)
+                # Soon given up: what is asked of a machine that is just going down is not answered when it is back.
+                done = self.on("cat /proc/sys/kernel/random/boot_id", 10)
             except subprocess.TimeoutExpired:
                 return False
             return done.returncode == 0 and done.stdout.strip() != before
@@ -87,8 +106,8 @@ class Guest:
         return self.said("cat /sys/module/nvidia/version")
 
     @contextmanager
-    def at_work(self, command: str, line: str) -> Iterator[None]:
-        """While a command runs that has said a line, and has not ended."""
+    def at_work(self, command: str, line: str) -> Generator[subprocess.Popen[str]]:
+        """While a command runs that has said a line."""
         words = ["timeout", str(SECONDS), *agent.vm_login(self.lab, self.name), command]
         with subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -97,7 +116,7 @@ class Guest:
                 assert running.stdout
                 said = "".join(rows_until(running.stdout, line))
                 assert line in said, f"{command!r} ended and did not say {line!r}: {said}"
-                yield
+                yield running
             finally:
                 running.terminate()
 
@@ -110,13 +129,35 @@ def rows_until(rows: Iterable[str], line: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def guest() -> Iterator[Guest]:
+def node() -> Iterator[Guest]:
     folder = PROJECT / ".gpuyard" / f"test-{secrets.token_hex(3)}"
     folder.mkdir(parents=True)
     guest = Guest(agent.LabRef(project=folder, stack="vm"))
     try:
-        guest.up()
         yield guest
     finally:
         agent.lab_down(guest.lab)
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def guest(node: Guest, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """The node, with power: the one that the last test left, or a new one if that test failed."""
+    try:
+        if not any(state.running for state in agent.vms_read(node.lab)):
+            node.up()
+        yield node
+    finally:
+        if not request.node.stash.get(PASSED, False):
+            node.down()
+
+
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
