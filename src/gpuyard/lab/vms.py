@@ -215,12 +215,14 @@ def _boot(place: Place, name: str, accel: Accel) -> None:
     kind, key, _ = (folder / "host_key.pub").read_text().split()
     rewrite_known_hosts(place, f"[127.0.0.1]:{port}", [f"[127.0.0.1]:{port} {kind} {key}"])
     log = folder / "console.log"
+    with log.open("a") as console:
+        console.write("\n--- power on ---\n")
     start(place, _lock(name), folder / "process.json", log, _qemu(folder, name, accel, port))
     if not _wait_for_login(place, name):
         raise LabError(
             "LAB-BOOT",
             f"{name} does not answer over SSH at 127.0.0.1:{port} after {BOOT_SECONDS} s",
-            "its console ends with\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]),
+            "its console ends with\n" + "\n".join(log.read_text(errors="replace").splitlines()[-40:]),
         )
 
 
@@ -246,9 +248,10 @@ def _qemu(folder: Path, name: str, accel: Accel, port: int) -> list[str | Path]:
 
 
 ACCELERATORS = {
-    # The plainest processor, for programs take what one offers, and wide vectors are emulated slowly. And one of them:
-    # a second gains nothing for shell scripts, costs what the two tell each other, and takes what this machine needs.
-    "tcg": ("-accel", "tcg,tb-size=512", "-cpu", "qemu64,-svm", "-smp", "1"),
+    # The plainest processor, for programs take what one offers, and wide vectors are emulated slowly. Two of them,
+    # though a second gains little: for one alone QEMU leaves out the guest's memory barriers, and then a disk does not
+    # always hear its doorbell.
+    "tcg": ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,-svm", "-smp", "2"),
     "kvm": ("-accel", "kvm", "-cpu", "max", "-smp", "2"),
 }
 
