@@ -74,6 +74,11 @@ def test_kvm_is_only_taken_where_it_is_asked_for(booted: Callable[..., list[str]
     assert found.startswith(begins)
 
 
+def test_an_emulated_node_has_the_memory_barriers_that_its_disks_need(booted: Callable[..., list[str]]) -> None:
+    (processors,) = after(booted(), "-smp")
+    assert int(processors) > 1, "for one alone QEMU before 8.1 emits none"
+
+
 def test_a_layer_is_made_on_the_very_base_and_not_on_the_link_to_the_current(
     booted: Callable[..., list[str]], image: Place
 ) -> None:
