@@ -2,12 +2,14 @@
 SHELL := /bin/bash
 UV = $$(. ./activate && echo "$$GPUYARD_CACHE")/uv-$$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements/bootstrap.txt)/bin/uv
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock-python" $(UV) pip compile --quiet --generate-hashes --no-emit-index-url
+# What is left out: nothing but text is served, and these want a torch with a GPU behind it.
+TEXT_ONLY = --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
 # The nodes' own Python, and the oldest C library among the nodes we write for (Ubuntu 22.04 has 2.35, Debian 12 has 2.36).
 NODES = --python-version 3.11 --python-platform x86_64-manylinux_2_34
 ANYWHERE = --python-version 3.9 --universal
 
 # The steps of set-up that a fleet of the lab needs: nothing for tests, nothing for QEMU.
-LAB = venv pulumi nvml engine-sim model
+LAB = venv pulumi nvml locked-engines engine-sim model
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -87,8 +89,10 @@ lock-python: ## write requirements/*.txt anew from their .in files and pyproject
 	$(COMPILE) $(ANYWHERE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(COMPILE) $(ANYWHERE) --no-deps requirements/go.in -o requirements/go.txt
 	$(COMPILE) --python-version 3.12 --universal pyproject.toml requirements/build.in --group dev -o requirements/control.txt
-	$(COMPILE) $(NODES) requirements/engine-cpu.in --override requirements/engine-cpu.overrides \
-	  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements/engine-cpu.txt
+	for engine in engine-cpu engine-cpu-0.31; do \
+	  $(COMPILE) $(NODES) requirements/$$engine.in --override requirements/engine-cpu.overrides $(TEXT_ONLY) \
+	    -o requirements/$$engine.txt || exit; \
+	done
 	$(COMPILE) $(NODES) requirements/engine-cuda.in -o requirements/engine-cuda.txt
 	$(COMPILE) $(NODES) --no-deps requirements/model-tools.in -o requirements/model-tools.txt
 	@$(MAKE) lock-engine-sim

@@ -85,7 +85,7 @@ class LockedPool(Closed):
 class LockedEngine(Closed):
     distribution: str
     version: str
-    requirements: Annotated[str, Field(pattern=r"^requirements/[a-z0-9-]+\.txt$")]
+    requirements: Annotated[str, Field(pattern=r"^requirements/[a-z0-9][a-z0-9.-]*\.txt$")]
     requirements_sha256: Sha256
     environment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     torch: str | None

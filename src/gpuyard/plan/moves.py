@@ -60,7 +60,10 @@ def moves(before: Lock, after: Lock, fleet: Fleet, world: World) -> list[Move]:
     for what in [*old, *(what for what in new if what not in old)]:
         a, b = old.get(what, "none"), new.get(what, "none")
         if a != b:
-            found.append(Move(what, a, b, _why(what, a, b, refused, after, world.catalog)))
+            engine = what.removeprefix("requirements of ")
+            follows = engine != what and old.get(engine) != new.get(engine)
+            why = "those of its version" if follows else _why(what, a, b, refused, after, world.catalog)
+            found.append(Move(what, a, b, why))
     return found
 
 
