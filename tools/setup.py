@@ -79,6 +79,16 @@ STEPS: Mapping[str, Step] = {
             gib=6.5,
             source=PYTHON_INDEX,
         ),
+        Step(
+            "locked-engines",
+            nodes.locked_engines_ready,
+            nodes.make_locked_engines,
+            # Most fleets are locked to the very tree that `engine` makes, and further ones share its files.
+            needs=("engine",),
+            seconds=3600,
+            gib=6.5,
+            source=PYTHON_INDEX,
+        ),
         Step("engine-sim", nodes.engine_sim_ready, nodes.make_engine_sim, needs=("root", "uv"), seconds=300),
         Step(
             "model", nodes.model_ready, nodes.make_model, needs=("engine",), seconds=1200, gib=1.2, source=PYTHON_INDEX

