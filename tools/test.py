@@ -262,9 +262,9 @@ def take(part: Part) -> Report:
     return report
 
 
-def summary(reports: Mapping[str, Report]) -> str:
+def summary(reports: Mapping[str, Report], took: float | None) -> str:
     rows = [("part", "result", "passed", "failed", "skipped", "time")]
-    if (took := setup_seconds()) is not None:
+    if took is not None:
         rows.append(("setup", "passed", "", "", "", f"{took:.0f} s"))
     for name, report in reports.items():
         counts = (report.passed, report.failed, len(report.skipped))
@@ -300,6 +300,7 @@ def main(names: Sequence[str]) -> int:
         print(f"TEST-PART: there is no part {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     reports: dict[str, Report] = {}
+    took = setup_seconds()  # now: a test may set something up, too
     try:
         for name in names or list(known):
             if names or not (why := known[name].only_by_name):
@@ -309,7 +310,7 @@ def main(names: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", flush=True)
         return 130
-    print(summary(reports), flush=True)
+    print(summary(reports, took), flush=True)
     return 1 if any(report.failed for report in reports.values()) else 0
 
 
