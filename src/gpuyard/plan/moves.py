@@ -117,7 +117,9 @@ def _mended(before: str, after: str, catalog: Catalog) -> list[str]:
         for bulletin in catalog.drivers.security
         if (fixed := bulletin.fixed.get(old.branch))
         and numbers(old.version) < numbers(fixed)
-        and numbers(new.version) >= numbers(bulletin.fixed.get(new.branch, new.version))
+        # Of a branch that a bulletin does not name it is not known.
+        and (mended := bulletin.fixed.get(new.branch))
+        and numbers(new.version) >= numbers(mended)
     ]
     found += [
         issue.id
