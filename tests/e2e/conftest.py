@@ -39,16 +39,16 @@ class Run:
         return changed
 
 
-def run(*argv: str, timeout: float = 900, stdin: str | None = None) -> Run:
+def run(*argv: str, timeout: float = 900, stdin: str | None = None, project: Path = PROJECT) -> Run:
     """Run one command in the project, never with a terminal, always with a deadline."""
     started = time.monotonic()
     # A file, not a pipe: a connection that ansible keeps open (ControlPersist) inherits it and would hold a pipe open.
-    log = PROJECT / ".gpuyard/e2e.out"
+    log = project / ".gpuyard/e2e.out"
     log.parent.mkdir(exist_ok=True)
     with log.open("w+") as out:
         done = subprocess.run(
             argv,
-            cwd=PROJECT,
+            cwd=project,
             stdout=out,
             stderr=subprocess.STDOUT,
             timeout=timeout,
