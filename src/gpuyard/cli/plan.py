@@ -19,7 +19,7 @@ from gpuyard.catalog.rows import Row
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer, write
 from gpuyard.plan import names
-from gpuyard.plan.judge import Judge, label, rows_of
+from gpuyard.plan.judge import Judge, label
 from gpuyard.plan.lock import Lock, LockError, NewerLockError, load_lock, lock_path
 from gpuyard.plan.moves import Part, moves, staying
 from gpuyard.plan.resolve import PlanError, World, resolve
@@ -152,7 +152,7 @@ def compat(
             )
         combination = names.combination(judge.catalog, words)
         findings, verdict = judge.findings(combination), judge.verdict(combination)
-        unsure = [f"{label(row)}: {row.source}" for row in rows_of(combination) if not row.verified]
+        unsure = [f"{label(row)}: {row.source}" for row in judge.rows(combination) if not row.verified]
         works = all(finding.level != "red" or finding.kind == "kept" for finding in findings)
         plain = [finding.as_dict() for finding in findings]
         told = {"verdict": verdict, "works": works, "findings": plain, "unverified": unsure}

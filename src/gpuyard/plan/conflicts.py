@@ -8,7 +8,7 @@ from itertools import combinations
 
 from gpuyard.catalog import numbers
 from gpuyard.plan import names
-from gpuyard.plan.judge import Finding
+from gpuyard.plan.judge import Finding, is_verified
 from gpuyard.plan.rules.rule import Combination, Misfit, Rule
 from gpuyard.plan.wishes import Key, Search, Wishes, places_of
 
@@ -87,7 +87,6 @@ def _told(search: Search, wishes: Wishes, keys: tuple[Key, ...]) -> Finding:
     what = " with ".join(_wish(search, key, wishes[key]) for key in keys)
     changes = list(_changes(search, wishes, keys))
     change = " or ".join(changes[:3]) if changes else "leave one of them out"
-    rows = [misfit.row] if misfit.row else [getattr(parts, part) for part in rule.parts]
     return Finding(
         rule.id,
         "red",
@@ -96,7 +95,7 @@ def _told(search: Search, wishes: Wishes, keys: tuple[Key, ...]) -> Finding:
         misfit.need,
         change,
         misfit.row.source if misfit.row else rule.source,
-        all(getattr(row, "verified", True) for row in rows),
+        is_verified(rule, misfit, parts),
         rule.kind,
     )
 

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from gpuyard.catalog import Catalog
 from gpuyard.catalog.rows import Row, Severity
 from gpuyard.plan.rules import RULES
+from gpuyard.plan.rules.node import packages_for
 from gpuyard.plan.rules.rule import Combination, Misfit, Rule
 
 Verdict = Literal["green", "amber", "red"]
@@ -45,7 +46,9 @@ class Judge:
     catalog: Catalog
     today: str
     accepted: Mapping[str, str] = field(default_factory=dict[str, str])
-    _known: dict[tuple[object, ...], Misfit | None] = field(default_factory=dict[tuple[object, ...], "Misfit | None"])
+    _known: dict[tuple[object, ...], tuple[Mapping[str, object], Misfit | None]] = field(
+        default_factory=dict[tuple[object, ...], "tuple[Mapping[str, object], Misfit | None]"]
+    )
 
     def misfits(self, combination: Combination) -> Iterator[tuple[Rule, Misfit]]:
         for rule in RULES.values():
@@ -62,8 +65,6 @@ class Judge:
         """All that is to be said, red first."""
         found: list[Finding] = []
         for rule, misfit in self.misfits(combination):
-            rows = [misfit.row] if misfit.row else [getattr(combination, part) for part in rule.parts]
-            known = [row for row in rows if isinstance(row, Row)]
             accepted = misfit.level == "red" and rule.id in self.accepted
             change = f"accepted: {self.accepted[rule.id]}" if accepted else ""
             found.append(
@@ -75,7 +76,7 @@ class Judge:
                     misfit.need,
                     change,
                     misfit.row.source if misfit.row else rule.source,
-                    all(row.verified for row in known),
+                    is_verified(rule, misfit, combination),
                     rule.kind,
                 )
             )
@@ -86,7 +87,13 @@ class Judge:
         levels = {finding.level for finding in self.findings(combination)}
         if "red" in levels:
             return "red"
-        return "amber" if "amber" in levels or not all(row.verified for row in rows_of(combination)) else "green"
+        return "amber" if "amber" in levels or not all(row.verified for row in self.rows(combination)) else "green"
+
+    def rows(self, combination: Combination) -> list[Row]:
+        """The rows of the catalog that a combination rests on: its parts, and what its driver is made of."""
+        system, branch = combination.distribution, combination.branch
+        packages = packages_for(self.catalog, system.distribution, branch.branch) if system and branch else None
+        return [*rows_of(combination), *((packages,) if packages else ())]
 
     def _ask(self, rule: Rule, combination: Combination) -> Misfit | None:
         needed = {part: getattr(combination, part) for part in rule.parts}
@@ -96,8 +103,15 @@ class Judge:
         key = (rule.id, *(_identity(value) for value in given.values()))
         if key not in self._known:
             world = {"catalog": self.catalog, "today": self.today}
-            self._known[key] = rule.test(**given, **{name: world[name] for name in rule.asks})
-        return self._known[key]
+            # What was asked about is held on to: the key tells rows by their identity, which a later row may inherit.
+            self._known[key] = given, rule.test(**given, **{name: world[name] for name in rule.asks})
+        return self._known[key][1]
+
+
+def is_verified(rule: Rule, misfit: Misfit, combination: Combination) -> bool:
+    """Whether every row that the rule read, and the one that it told of, is verified."""
+    rows = [misfit.row, *(getattr(combination, part) for part in (*rule.parts, *rule.also))]
+    return all(row.verified for row in rows if isinstance(row, Row))
 
 
 def rows_of(combination: Combination) -> Iterator[Row]:
@@ -122,7 +136,7 @@ def label(row: Row) -> str:
 
 
 def _identity(value: object) -> object:
-    # Rows of the catalog live as long as it does, and some hold what cannot be hashed.
+    # Some rows hold what cannot be hashed.
     if isinstance(value, tuple):
         return tuple(id(row) for row in cast("tuple[object, ...]", value))
     return id(value) if isinstance(value, Row) else value

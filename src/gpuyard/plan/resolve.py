@@ -9,7 +9,7 @@ from gpuyard.catalog import Catalog
 from gpuyard.catalog.rows import EngineRelease, Row
 from gpuyard.plan import names
 from gpuyard.plan.conflicts import conflicts
-from gpuyard.plan.judge import Finding, Judge, label, rows_of
+from gpuyard.plan.judge import Finding, Judge, label
 from gpuyard.plan.lock import (
     Evidence,
     Lock,
@@ -208,8 +208,7 @@ def _findings(fleet: Fleet, choice: Choice, judge: Judge) -> Iterator[Finding]:
             key = (finding.rule, finding.have)
             first.setdefault(key, finding)
             seen.setdefault(key, []).append(what)
-        parts = packages_for(judge.catalog, fleet.distribution, choice.driver.branch)
-        for row in (*rows_of(combination), *((parts,) if parts else ())):
+        for row in judge.rows(combination):
             if not row.verified:
                 unsure.setdefault(f"{label(row)}: {row.source}", []).append(what)
     for key, finding in first.items():
