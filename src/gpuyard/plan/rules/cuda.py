@@ -29,9 +29,14 @@ def _toolkit_driver(toolkit: Toolkit, driver: DriverRelease, forward_compatibili
     fits={"toolkit": "13.0", "driver": "580.126.20"},
     fails={"toolkit": "13.2", "driver": "580.126.20"},
 )
-def _toolkit_ptx(toolkit: Toolkit, driver: DriverRelease) -> Misfit | None:
+def _toolkit_ptx(toolkit: Toolkit, driver: DriverRelease, forward_compatibility: bool = False) -> Misfit | None:
     native = toolkit.driver_native_min
-    if native and numbers(toolkit.driver_min) <= numbers(driver.version) < numbers(native):
+    # cuda-compat brings a compiler of PTX that is as new as itself.
+    if (
+        native
+        and not forward_compatibility
+        and numbers(toolkit.driver_min) <= numbers(driver.version) < numbers(native)
+    ):
         need = f"{native} or newer for the PTX of CUDA {toolkit.version}"
         return Misfit(f"driver {driver.version}", need, "amber")
     return None

