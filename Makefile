@@ -66,6 +66,11 @@ test-qemu: ## the tests that need a kernel of their own, in QEMU
 molecule: setup ## every molecule scenario
 	@. ./activate && python tools/test.py molecule
 
+.PHONY: combinations
+combinations: ## what people saw work and fail, and how the rules judge each
+	@tools/setup venv
+	@. ./activate && gpuyard compat --table tests/plan/combinations.yaml
+
 .PHONY: bench-kill
 bench-kill: setup ## kill a converge ten times and see that the next one comes to the same state
 	@. ./activate && python tools/bench_kill.py

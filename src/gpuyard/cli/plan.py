@@ -22,6 +22,7 @@ from gpuyard.plan import names
 from gpuyard.plan.judge import Judge, label
 from gpuyard.plan.lock import Lock, LockError, NewerLockError, load_lock, lock_path
 from gpuyard.plan.moves import Part, moves, staying
+from gpuyard.plan.reports import judged
 from gpuyard.plan.resolve import PlanError, World, resolve
 from gpuyard.plan.resolve import check as check_fleet
 from gpuyard.plan.rules import RULES
@@ -297,41 +298,34 @@ def _cell(value: Any) -> str:
 
 
 def _judge_table(judge: Judge, path: Path, as_json: bool) -> None:
-    rows = names.reports(path)
+    rows = [judged(judge, report) for report in names.reports(path)]
     table = Table(title=str(path), title_justify="left")
     for column in ("combination", "reported", "judged", "by", "source"):
         table.add_column(column, overflow="fold")
     told: list[dict[str, object]] = []
-    judged = wrong = 0
     for row in rows:
-        words, reported = _words_of(row.words), "works" if row.works else "fails"
-        verdict, rules = "not judged", row.outside
-        if not row.outside:
-            findings = judge.findings(names.combination(judge.catalog, row.words))
-            # A report tells whether it worked that day, not whether it is looked after today.
-            red = [finding for finding in findings if finding.level == "red" and finding.kind == "works"]
-            verdict, rules = "fails" if red else "works", ", ".join(dict.fromkeys(finding.rule for finding in red))
-            judged += 1
-            wrong += verdict != reported
-        shown = verdict if row.outside or verdict == reported else f"{verdict} (WRONG)"
+        report, by = row.report, ", ".join(row.rules) or row.report.outside
         told.append(
             {
-                "id": row.id,
-                "combination": row.words,
-                "reported": reported,
-                "judged": verdict,
-                "by": rules,
-                "source": row.source,
-                "as_of": row.as_of,
+                "id": report.id,
+                "combination": report.words,
+                "reported": row.reported,
+                "judged": row.verdict,
+                "by": by,
+                "source": report.source,
+                "as_of": report.as_of,
             }
         )
-        table.add_row(words, reported, shown, rules, f"{row.source} ({row.as_of})")
+        shown = f"{row.verdict} (WRONG)" if row.wrong else row.verdict
+        table.add_row(_words_of(report.words), row.reported, shown, by, f"{report.source} ({report.as_of})")
+    outside = sum(row.verdict == "not judged" for row in rows)
+    wrong = sum(row.wrong for row in rows)
     if as_json:
         typer.echo(json.dumps({"combinations": told, "wrong": wrong}, indent=2))
     else:
         Console(width=None if Console().is_terminal else 200).print(table)
-        outside = len(rows) - judged
-        typer.echo(f"{judged} judged: {judged - wrong} as reported, {wrong} not; {outside} outside of the rules")
+        count = len(rows) - outside
+        typer.echo(f"{count} judged: {count - wrong} as reported, {wrong} not; {outside} outside of the rules")
     if wrong:
         raise typer.Exit(FINDINGS)
 
