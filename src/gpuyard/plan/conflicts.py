@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -11,6 +11,7 @@ from gpuyard.plan import names
 from gpuyard.plan.judge import Finding, is_verified
 from gpuyard.plan.rules.rule import Combination, Misfit, Rule
 from gpuyard.plan.wishes import Key, Search, Wishes, places_of
+from gpuyard.spec.fleet import Pool
 
 MOST = 8
 """So many conflicts are told at most."""
@@ -150,14 +151,17 @@ def _refusals(search: Search, some: Wishes, node: Combination) -> Iterator[tuple
         tried.append(options)
         bases[pool.name] = options[0]
         if pool.efa and ("efa", "") in some:
-            asked = some.get(("efa.installer", pool.efa.installer)) if pool.efa.installer else None
-            tried.append([replace(base, efa=row) for row in search.catalog.efa if asked in (None, row.installer)])
+            tried.append([replace(base, efa=row) for row in search.installers(some, pool)])
     for engine in search.fleet.engines:
         for demand in search.demands(some, engine.name, bases):
             if not search.wants(some, engine):
                 tried.append([demand])
                 continue
             tried.append([replace(demand, engine=row, nccl=row.nccl) for row in search.engines(some, engine.name)])
+    for pool in search.fleet.pools:
+        if pool.efa and ("efa", "") in some:
+            for nccl in _nccl(search, some, pool, bases):
+                tried.append([replace(bases[pool.name], efa=row, nccl=nccl) for row in search.installers(some, pool)])
     seen: set[tuple[str, str]] = set()
     nothing: list[tuple[Rule, Misfit, Combination]] = []
     for options in tried:
@@ -166,6 +170,24 @@ def _refusals(search: Search, some: Wishes, node: Combination) -> Iterator[tuple
             if (rule.id, misfit.have) not in seen:
                 seen.add((rule.id, misfit.have))
                 yield rule, misfit, option
+
+
+def _nccl(search: Search, some: Wishes, pool: Pool, bases: Mapping[str, Combination]) -> list[str]:
+    """NCCL of the engines that serve a pool, each in the version that does best what is asked of it."""
+    found: list[str] = []
+    for engine in search.fleet.engines:
+        if not search.wants(some, engine) or not any(
+            (model.engine, model.pool) == (engine.name, pool.name) for model in search.fleet.models
+        ):
+            continue
+        demands = search.demands(some, engine.name, bases)
+        options = [
+            (sum(len(_red(search, replace(demand, engine=row))) for demand in demands), index, row.nccl)
+            for index, row in enumerate(search.engines(some, engine.name))
+        ]
+        _, _, nccl = min(options, default=(0, 0, None))
+        found += [nccl] if nccl else []
+    return found
 
 
 def _red(search: Search, option: Combination) -> list[tuple[Rule, Misfit, Combination]]:
@@ -189,11 +211,9 @@ def _changes(search: Search, wishes: Wishes, keys: tuple[Key, ...]) -> Iterator[
             if value is not None:
                 changed[key], everything[key] = value, value
             if search.choose(changed):
-                words = (
-                    f"leave {places_of(search.fleet, key)[0]} out"
-                    if value is None
-                    else (f"set {places_of(search.fleet, key)[0]} to {value}")
-                )
+                place, *others = places_of(search.fleet, key)
+                more = f" and {len(others)} more" if others else ""
+                words = f"leave {place}{more} out" if value is None else f"set {place}{more} to {value}"
                 found.append((search.choose(everything) is None, _EASE.index(key[0]), words))
                 break
     for _, _, words in sorted(found):
@@ -235,7 +255,7 @@ def _nearby(search: Search, key: Key, value: str) -> Sequence[str | None]:
             return near
         case "gpu":
             have = next(row for row in catalog.gpus if row.name == value)
-            others = [row for row in catalog.gpus if row.name != value]
+            others = [row for row in catalog.gpus if row.name != value and not row.blocked]
 
             def far(name: str) -> tuple[int, ...]:
                 row = next(row for row in others if row.name == name)

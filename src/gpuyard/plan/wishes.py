@@ -162,13 +162,14 @@ class Search:
                     return None
                 continue
             rows = self.engines(wishes, engine.name)
-            found = next((row for row in rows if all(self._runs(row, demand) for demand in demands)), None)
+            found = next((row for row in rows if self.runs(wishes, engine.name, row, demands, bases)), None)
             if found is None:
                 return None
             engines[engine.name] = found
         pools: dict[str, PoolChoice] = {}
         for pool in self.fleet.pools:
-            efa = self._efa(wishes, pool, bases[pool.name], engines)
+            used = {engines[name].nccl for name in self._served_by(pool) if name in engines}
+            efa = self._efa(wishes, pool, bases[pool.name], used or {None})
             if pool.efa and ("efa", "") in wishes and efa is None:
                 return None
             pools[pool.name] = PoolChoice(bases[pool.name].toolkit, efa)
@@ -216,23 +217,30 @@ class Search:
             found.setdefault((id(base), flags), replace(base, features=rows or None))
         return list(found.values())
 
-    def _runs(self, engine: EngineRelease, demand: Combination) -> bool:
-        return self.judge.fits(replace(demand, engine=engine, nccl=engine.nccl))
+    def runs(
+        self,
+        wishes: Wishes,
+        name: str,
+        row: EngineRelease,
+        demands: Iterable[Combination],
+        bases: Mapping[str, Combination],
+    ) -> bool:
+        """Whether this version of an engine does what its models ask of it, over EFA where their pools have it."""
+        return all(self.judge.fits(replace(demand, engine=row, nccl=row.nccl)) for demand in demands) and all(
+            self._efa(wishes, pool, bases[pool.name], {row.nccl})
+            for pool in self.fleet.pools
+            if pool.efa and ("efa", "") in wishes and name in self._served_by(pool)
+        )
 
-    def _efa(
-        self, wishes: Wishes, pool: Pool, base: Combination, engines: Mapping[str, EngineRelease]
-    ) -> EfaInstaller | None:
+    def _served_by(self, pool: Pool) -> set[str]:
+        return {model.engine for model in self.fleet.models if model.pool == pool.name}
+
+    def _efa(self, wishes: Wishes, pool: Pool, base: Combination, used: Iterable[str | None]) -> EfaInstaller | None:
+        """The first installer for a pool whose engines use these versions of NCCL."""
         if pool.efa is None or ("efa", "") not in wishes:
             return None
-        served = [model.engine for model in self.fleet.models if model.pool == pool.name and model.engine in engines]
-        used = {engines[name].nccl for name in served} or {None}
-        wanted = wishes.get(("efa.installer", pool.efa.installer)) if pool.efa.installer else None
-        rows = sorted(self.catalog.efa, key=lambda row: numbers(row.installer), reverse=True)
-        stay = self.prefer.efa.get(pool.name)
-        for row in sorted(rows, key=lambda row: row.installer != stay):
-            if wanted in (None, row.installer) and all(
-                self.judge.fits(replace(base, efa=row, nccl=nccl)) for nccl in used
-            ):
+        for row in self.installers(wishes, pool):
+            if all(self.judge.fits(replace(base, efa=row, nccl=nccl)) for nccl in used):
                 return row
         return None
 
@@ -276,6 +284,13 @@ class Search:
         stay = self.prefer.toolkits.get(pool)
         rows = [row for row in self.catalog.toolkits if row.toolkit == wanted]
         return sorted(rows, key=lambda row: (row.version == stay, numbers(row.version)), reverse=True)
+
+    def installers(self, wishes: Wishes, pool: Pool) -> list[EfaInstaller]:
+        asked = pool.efa.installer if pool.efa else None
+        wanted = wishes.get(("efa.installer", asked)) if asked else None
+        rows = [row for row in self.catalog.efa if wanted in (None, row.installer)]
+        stay = self.prefer.efa.get(pool.name)
+        return sorted(rows, key=lambda row: (row.installer == stay, numbers(row.installer)), reverse=True)
 
     def dcgms(self, wishes: Wishes) -> list[Dcgm]:
         wanted = wishes.get(("dcgm.version", ""))
