@@ -173,14 +173,20 @@ def _unknown(fleet: Fleet, catalog: Catalog) -> Iterator[Finding]:
         except names.UnknownError as unknown:
             yield Finding(unknown.rule, "red", place, unknown.found, unknown.why, unknown.change, "", verified=True)
     for index, item in enumerate(fleet.accept):
-        place, rule = f"accept[{index}].rule", RULES.get(item.rule)
-        if rule is None:
-            change = f"did you mean {names.nearest(item.rule, RULES)}?"
-            yield Finding("PLAN-ACCEPT", "red", place, f"no rule {item.rule}", "a rule", change, "", verified=True)
-        elif not rule.acceptable:
-            ok = ", ".join(known.id for known in RULES.values() if known.acceptable)
-            have = f"{rule.id}, which cannot be accepted"
-            yield Finding("PLAN-ACCEPT", "red", place, have, f"one of {ok}", "leave it out", "", verified=True)
+        known = RULES.get(item.rule)
+        if known and known.acceptable:
+            continue
+        able = [rule.id for rule in RULES.values() if rule.acceptable]
+        yield Finding(
+            "PLAN-ACCEPT",
+            "red",
+            f"accept[{index}].rule",
+            f"{item.rule}, {'which no fleet can accept: what it refuses does not work' if known else 'no rule'}",
+            f"one of {', '.join(able)}",
+            f"take {names.nearest(item.rule, able)} or leave accept[{index}] out",
+            known.source if known else "",
+            verified=True,
+        )
     blocked = {gpu.name: gpu for gpu in catalog.gpus if gpu.blocked}
     for index, pool in enumerate(fleet.pools):
         if row := blocked.get(pool.gpu):
@@ -213,6 +219,10 @@ def _findings(fleet: Fleet, choice: Choice, judge: Judge) -> Iterator[Finding]:
                 unsure.setdefault(f"{label(row)}: {row.source}", []).append(what)
     for key, finding in first.items():
         yield replace(finding, what=_all_of(seen[key]))
+    for model in fleet.models:
+        row = names.model(judge.catalog, model.source)
+        if not row.verified:
+            unsure.setdefault(f"ModelSource {row.source_of_weights}: {row.source}", []).append(f"model {model.name}")
     for row, where in unsure.items():
         name, _, source = row.partition(": ")
         have = f"{name}, a row of the catalog that is not verified"
