@@ -84,6 +84,7 @@ def _read(name: str) -> object:
         return yaml.load(file, Loader=_reader())  # noqa: S506 - a safe loader that leaves dates as they are written
 
 
+@cache
 def numbers(version: str) -> tuple[int, ...]:
     """The numbers of a version in the order of versions; what follows the first letter sorts among its equals."""
     return tuple(int(part) for part in re.findall(r"[0-9]+", version))
