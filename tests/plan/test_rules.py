@@ -574,6 +574,7 @@ def test_of_several_bulletins_the_one_that_asks_for_the_newest_driver_is_told() 
         ("vllm-sim", "lab", "fits"),
         ("vllm-sim", "aws", "red"),
         ("vllm-sim", "hosts", "red"),
+        ("vllm-sim", "metal", "red"),
         ("vllm", "aws", "fits"),
         ("vllm-cpu", "aws", "fits"),
     ],
@@ -864,7 +865,8 @@ def test_of_several_advisories_the_grave_one_is_told_with_the_version_that_mends
         assert misfit is not None
         return misfit
 
-    low, one, two = advisory(id="low", severity="low", fixed_in="0.40.0"), advisory(), advisory(fixed_in="0.30.0")
+    low = advisory(id="low", severity="low", fixed_in="0.40.0")
+    one, two = advisory(), advisory(id="GHSA-two", fixed_in="0.30.0")
     several = told(low, one, two)
     assert (several.row, several.level) == (one, "red")
     assert several.have == "vllm 0.20.0: GHSA-one and 2 more"
@@ -937,11 +939,19 @@ def test_the_row_of_the_engines_version_counts_and_where_none_is_told_the_one_th
         assert level("COMPAT-FEATURE-GPU", **parts) == expected
 
 
+def test_of_several_rows_that_refuse_a_gpu_the_first_is_told() -> None:
+    for rows in ((OLD, NEW), (NEW, OLD)):
+        misfit = said("COMPAT-FEATURE-GPU", features=rows, gpu=gpu(compute_capability="7.0"))
+        assert misfit is not None
+        assert misfit.row == rows[0]
+
+
 def test_each_flag_and_each_value_is_judged_by_its_own_rows() -> None:
     card = gpu(compute_capability="7.5")
     least = {"compute_capability_min": "8.0"}
     mine = feature(flag="dtype", value="bfloat16", **least)
-    for other in (feature(flag="dtype", value="float16"), feature(flag="quantization", value="bfloat16")):
+    words = [("dtype", "auto"), ("dtype", "float16"), ("attention_backend", "X"), ("quantization", "bfloat16")]
+    for other in (feature(flag=flag, value=value) for flag, value in words):
         for rows in ((mine, other), (other, mine)):
             misfit = said("COMPAT-FEATURE-GPU", features=rows, gpu=card)
             assert misfit is not None
