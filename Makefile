@@ -71,6 +71,16 @@ combinations: ## what people saw work and fail, and how the rules judge each
 	@tools/setup venv
 	@. ./activate && gpuyard compat --table tests/plan/combinations.yaml
 
+MUTANTS = .gpuyard/mutants
+
+.PHONY: mutate
+mutate: ## change the rules' conditions one by one and see that a test fails each time; takes half an hour and more
+	@tools/setup venv
+	@rm -rf $(MUTANTS) && mkdir -p $(MUTANTS) && cp -r pyproject.toml src tests $(MUTANTS) # a copy: it writes into the sources
+	@. ./activate && cd $(MUTANTS) && export PYTHONPATH="$$PWD/src" && cosmic-ray init pyproject.toml session.sqlite && \
+	  cr-filter-operators session.sqlite pyproject.toml >/dev/null 2>&1 && cosmic-ray exec pyproject.toml session.sqlite && \
+	  cr-report --surviving-only --show-diff session.sqlite
+
 .PHONY: bench-kill
 bench-kill: setup ## kill a converge ten times and see that the next one comes to the same state
 	@. ./activate && python tools/bench_kill.py

@@ -1009,7 +1009,9 @@ def test_the_versions_that_know_a_value_are_told(row: Feature, need: str) -> Non
 # --- the network ---
 
 
-@pytest.mark.parametrize(("provider", "expected"), [("aws", "fits"), ("hosts", "fits"), ("lab", "red")])
+@pytest.mark.parametrize(
+    ("provider", "expected"), [("aws", "fits"), ("hosts", "fits"), ("metal", "fits"), ("lab", "red")]
+)
 def test_the_lab_has_no_elastic_fabric_adapter(provider: str, expected: str) -> None:
     assert level("COMPAT-EFA-PROVIDER", efa=efa(), provider=provider) == expected
 
