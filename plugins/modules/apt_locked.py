@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
@@ -23,9 +24,11 @@ options:
     type: dict
     required: true
   state:
-    description: C(present) installs and holds; C(absent) purges what is there of these packages, whatever its version.
+    description:
+      - C(present) installs and holds; C(absent) purges what is there of these packages, whatever its version.
+      - C(fetched) only brings the files to the node, verified, so that a later transaction downloads nothing.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, fetched]
     default: present
   replaces:
     description:
@@ -63,6 +66,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+fetched:
+  description: Package=version of what was, or would be, brought to the node.
+  returned: when state is fetched
+  type: list
+  elements: str
 installed:
   description: Package=version of what was, or would be, installed.
   returned: success
@@ -88,6 +96,7 @@ looked_up:
   type: bool
 """
 
+ARCHIVES = "/var/cache/apt/archives"
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 VERSION = re.compile(r"(?:[0-9]+:)?[0-9][A-Za-z0-9.+~-]*")
 
@@ -276,6 +285,16 @@ class Node:
                 )
             )
 
+    def fetch(self, words: Sequence[str]) -> None:
+        """Into apt's own archives, where a transaction finds them."""
+        command = ["apt-get", "download", *words]
+        code, out, err = self._run(command, environ_update=ENVIRONMENT, cwd=ARCHIVES)
+        if code != 0:
+            raise RefusedError(
+                f"APT-FETCH: {', '.join(words)} did not come to the node: {tail(err or out)}. Nothing was changed. "
+                "Mend the way to the repository, then run again."
+            )
+
     def mark(self, mark: str, names: Sequence[str]) -> None:
         if names:
             self._ask("apt-mark", mark, *sorted(names))
@@ -380,6 +399,26 @@ def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
     }
 
 
+def make_fetched(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    packages = params["packages"]
+    files = {name: f"{name}_{version.replace(':', '%3a')}_*.deb" for name, version in packages.items()}
+    absent = {name: packages[name] for name, pattern in files.items() if not list(Path(ARCHIVES).glob(pattern))}
+    if absent:
+        # A repository that has changed since its index was read has other files than the index says.
+        if params["sources_file"] and not check:
+            node.refresh(params["sources_file"])
+        missing = unknown(absent, {}, node.known(list(absent)))
+        if missing and params["expect_known"]:
+            raise RefusedError(
+                "APT-VERSION-UNKNOWN: not to be had on this node: {}. Lock a version that is there, or bring the "
+                "locked one into the repository.".format("; ".join(missing))
+            )
+        if not check:
+            node.fetch([f"{name}={version}" for name, version in sorted(absent.items())])
+    words = [f"{name}={version}" for name, version in sorted(absent.items())]
+    return {"changed": bool(absent), "fetched": words}
+
+
 def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
     names = list(params["packages"])
     interrupted = end_interrupted(node, check)
@@ -413,7 +452,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "packages": {"type": "dict", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent", "fetched"], "default": "present"},
             "replaces": {"type": "list", "elements": "str", "default": []},
             "allow_downgrade": {"type": "bool", "default": False},
             "sources_file": {"type": "path"},
@@ -427,7 +466,7 @@ def main() -> None:
     wrong = malformed(packages)
     if wrong:
         module.fail_json(msg="APT-MALFORMED: {}. Write name: version, as the lock does.".format("; ".join(wrong)))
-    make = make_present if module.params["state"] == "present" else make_absent
+    make = {"present": make_present, "absent": make_absent, "fetched": make_fetched}[module.params["state"]]
     try:
         result = make(Node(module.run_command), module.params, module.check_mode) if packages else {"changed": False}
     except RefusedError as refused:

@@ -28,6 +28,12 @@ def repository(question: str) -> Probe:
     return Probe(_ASK.format(question=question))
 
 
+def of_version(injection: Injection) -> str:
+    """The packages of the kernel modules, of one driver where one is named."""
+    version = injection.values.get("version")
+    return f"{MODULES}_{version}-*" if version else MODULES
+
+
 def in_postinst(package: str, words: str) -> Probe:
     """Whether the newest of a package would say so when it is configured."""
     return repository(
@@ -252,8 +258,9 @@ FAULTS = (
         "the module does not build for this kernel, so its package stays half-configured",
         "pop-os/pop#3811; pop-os/beta#310",
         ("F02", "F20"),
-        lambda _: (Repository(postinst=(MODULES, BUILD_FAILS)),),
+        lambda injection: (Repository(postinst=(of_version(injection), BUILD_FAILS)),),
         lambda _: in_postinst("nvidia-kernel-open-dkms", "Bad return status for module build"),
+        parameters=(Parameter("version", "of the driver; without, every one", "", like=r"[0-9.]*"),),
         needs=("repository",),
     ),
     Fault(

@@ -1,0 +1,283 @@
+"""The table of states and the note, without a node."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from plugins.module_utils.driver_upgrade import (
+    AT_REST,
+    STEPS,
+    NoteError,
+    advance,
+    begin,
+    follows,
+    installed,
+    pinned,
+    read,
+    write,
+)
+
+PROJECT = Path(__file__).parents[2]
+PLAYBOOK = PROJECT / "playbooks/operate/upgrade_driver.yml"
+OLD: dict[str, Any] = {
+    "version": "580.105.08",
+    "kernel_modules": "open",
+    "packages": {"nvidia-kernel-open-dkms": "580.105.08-1"},
+}
+NEW: dict[str, Any] = {
+    "version": "580.126.20",
+    "kernel_modules": "open",
+    "packages": {"nvidia-kernel-open-dkms": "580.126.20-1"},
+}
+OTHER: dict[str, Any] = {
+    "version": "590.48.01",
+    "kernel_modules": "open",
+    "packages": {"nvidia-kernel-open-dkms": "590.48.01-1"},
+}
+
+
+def begun(
+    note: dict[str, Any] | None = None, target: dict[str, Any] = NEW, previous: dict[str, Any] = OLD
+) -> dict[str, Any]:
+    return begin(note, node="a-chat-0", target=target, previous=previous)
+
+
+def at(state: str) -> dict[str, Any]:
+    return {**begun(), "state": state}
+
+
+# --- the table ---
+
+
+def test_every_edge_leads_to_a_state_of_the_table() -> None:
+    for state, step in STEPS.items():
+        assert {step.success, step.failure} <= set(STEPS), state
+
+
+def test_every_state_comes_to_rest_whatever_fails() -> None:
+    for state in STEPS:
+        seen, left = set(), {state}
+        while left:
+            seen |= left
+            left = {after for one in left for after in follows(one)} - seen
+        assert set(AT_REST) & seen, state
+
+
+def test_failures_on_the_way_lead_home_and_a_failed_way_home_leads_nowhere_else() -> None:
+    going = [state for state in STEPS if state not in (*AT_REST, "upgrade-required", "rollback-required")]
+    assert {STEPS[state].failure for state in going} == {"rollback-required"}
+    assert STEPS["rollback-required"].failure == "rollback-failed"
+    assert follows("rollback-failed") == {"rollback-failed"}
+
+
+def test_every_step_has_hands() -> None:
+    for step in STEPS.values():
+        for does in step.does:
+            role, verb = does.split("/")
+            assert (PROJECT / "roles" / role / "tasks" / f"{verb}.yml").is_file(), does
+
+
+def walked(tasks: list[dict[str, Any]]) -> list[str]:
+    """The verbs of roles and the states that a list of tasks goes through, in its order."""
+    found: list[str] = []
+    for task in tasks:
+        if "block" in task:
+            found += walked(task["block"])
+        elif role := task.get("ansible.builtin.include_role"):
+            found.append(f"{role['name'].split('.')[-1]}/{role['tasks_from']}")
+        elif note := task.get("gpuyard.fleet.driver_upgrade"):
+            found.append(note["to"])
+    return found
+
+
+def test_the_playbook_walks_the_table_and_nothing_else() -> None:
+    plays = yaml.safe_load(PLAYBOOK.read_text())
+    (task,) = plays[1]["tasks"]
+    table: list[str] = []
+    state = "upgrade-required"
+    while state not in AT_REST:
+        table += [*STEPS[state].does, STEPS[state].success]
+        state = STEPS[state].success
+    assert [step for step in walked(task["block"]) if step != "node_gate/servers"] == table
+    back = walked(task["rescue"])
+    step = STEPS["rollback-required"]
+    assert back == ["rollback-required", "node_gate/drain", *step.does, "rollback-done"]
+    (way_back,) = [task for task in task["rescue"] if "block" in task]
+    assert walked(way_back["rescue"]) == ["rollback-failed"]
+
+
+# --- the note ---
+
+
+def test_a_node_with_the_target_has_nothing_to_do() -> None:
+    note = begun(previous=NEW)
+    assert note["state"] == "upgrade-done"
+    assert begun(note, previous=NEW) is note, "a second run writes nothing"
+
+
+def test_what_the_node_came_from_outlives_a_crash_though_its_packages_are_new_by_then() -> None:
+    note = advance(advance(begun(), "drain-required"), "driver-install-required")
+    again = begun(note, previous=NEW)
+    assert (again["state"], again["previous"], again["attempts"]) == ("driver-install-required", OLD, 2)
+
+
+def test_another_driver_is_refused_while_one_is_on_its_way() -> None:
+    with pytest.raises(NoteError, match=r"UPGRADE-OTHER.*580\.126\.20 stands at validation-required"):
+        begun(at("validation-required"), target=OTHER)
+    assert begun(at("upgrade-required"), target=OTHER)["target"] == OTHER, "nothing was touched yet"
+    assert begun(at("rollback-done"), target=OTHER)["state"] == "upgrade-required"
+
+
+def test_a_node_in_quarantine_is_not_tried_again_with_the_same_driver() -> None:
+    with pytest.raises(NoteError, match="UPGRADE-QUARANTINE"):
+        begun(at("rollback-failed"))
+    assert begun(at("rollback-done"))["state"] == "upgrade-required", "one that came back whole is"
+
+
+def test_the_note_of_another_node_is_refused() -> None:
+    with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
+        begin(begun(), node="b-chat-0", target=NEW, previous=OLD)
+
+
+def test_a_step_that_the_table_does_not_have_is_refused() -> None:
+    with pytest.raises(NoteError, match="UPGRADE-STATE"):
+        advance(begun(), "uncordon-required")
+
+
+def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -> None:
+    note = advance(begun(), "drain-required", drained_before=True)
+    assert note["drained_before"] is True
+    assert advance(note, "drain-required", drained_before=False)["drained_before"] is True
+
+
+def test_a_note_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep/note.json"
+    assert read(path) is None
+    write(path, begun())
+    assert read(path) == begun()
+    assert [file.name for file in path.parent.iterdir()] == ["note.json"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("upgrade-required", "upgrade-done"),
+        lambda text: text.replace("580.105.08", "580.126.20"),
+        lambda text: text.replace('"version": 1,', '"version": 2,'),
+        lambda text: text[:-20],
+        lambda _: "[]",
+        lambda _: "",
+    ],
+)
+def test_a_note_that_was_not_written_so_is_refused(tmp_path: Path, spoil: Any) -> None:
+    path = tmp_path / "note.json"
+    write(path, begun())
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(NoteError, match="UPGRADE-NOTE"):
+        read(path)
+
+
+def test_what_a_node_has_is_read_from_its_pins(tmp_path: Path) -> None:
+    pins = tmp_path / "pins.pref"
+    pins.write_text(
+        "# Managed by gpuyard.\n\nPackage: nvidia-driver-pinning-580\nPin: version 580-1\nPin-Priority: 1001\n\n"
+        "Package: nvidia-kernel-dkms\nPin: version 580.126.20-1\nPin-Priority: 1001\n"
+    )
+    assert pinned(pins.read_text()) == {"nvidia-driver-pinning-580": "580-1", "nvidia-kernel-dkms": "580.126.20-1"}
+    found = installed(pins)
+    assert (found["version"], found["kernel_modules"]) == ("580.126.20", "proprietary")
+    with pytest.raises(NoteError, match="UPGRADE-NOTHING"):
+        installed(tmp_path / "none")
+
+
+def test_the_role_and_the_note_know_the_same_flavours() -> None:
+    from plugins.module_utils.driver_upgrade import FLAVOURS
+
+    own = yaml.safe_load((PROJECT / "roles/nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_flavours"]
+    for name in (
+        "nvidia-kernel-open-dkms",
+        "nvidia-dkms-580-open",
+        "nvidia-kernel-dkms",
+        "nvidia-dkms-580",
+        "libcuda1",
+    ):
+        assert {flavour for flavour, pattern in FLAVOURS.items() if re.fullmatch(pattern, name)} == {
+            flavour for flavour, pattern in own.items() if re.match(pattern, name)
+        }
+
+
+# --- any history ---
+
+
+class Histories(RuleBasedStateMachine):
+    """One node, an operator who may be killed at any moment, a driver that works or does not."""
+
+    @initialize(works=st.booleans(), old_works=st.booleans())
+    def start(self, works: bool, old_works: bool) -> None:
+        self.works, self.old_works = works, old_works
+        self.has = OLD
+        self.open, self.whole = True, True
+        self.note: dict[str, Any] | None = None
+
+    @rule(killed_after=st.integers(min_value=0, max_value=12))
+    def run(self, killed_after: int) -> None:
+        """The playbook, killed after so many steps."""
+        try:
+            self.note = json.loads(json.dumps(begin(self.note, node="a", target=NEW, previous=self.has)))
+        except NoteError:
+            assert self.note and self.note["state"] == "rollback-failed"
+            return
+        for _ in range(killed_after):
+            state = self.note["state"]
+            if state in AT_REST:
+                return
+            step = STEPS[state]
+            ok = all(self.do(does, self.note) for does in step.does)
+            self.note = advance(self.note, step.success if ok else step.failure)
+
+    def do(self, does: str, note: dict[str, Any]) -> bool:
+        back = note["state"] == "rollback-required"
+        if does == "node_gate/drain":
+            self.open = False
+        elif does == "nvidia_driver/install":
+            self.has = note["previous"] if back else note["target"]
+        elif does == "nvidia_driver/verify":
+            self.whole = self.old_works if self.has == OLD else self.works
+            return self.whole
+        elif does == "node_gate/uncordon":
+            assert self.whole, "a node was opened that had not proven itself"
+            self.open = True
+        return True
+
+    @precondition(lambda self: self.note is not None)
+    @invariant()
+    def a_node_at_rest_is_what_its_note_says(self) -> None:
+        assert self.note
+        match self.note["state"]:
+            case "upgrade-done":
+                assert (self.has, self.open) == (NEW, True)
+            case "rollback-done":
+                assert (self.has, self.open) == (OLD, True)
+            case "rollback-failed":
+                assert not self.open
+            case _:
+                pass
+
+    @precondition(lambda self: self.note is not None)
+    @invariant()
+    def where_it_came_from_is_never_forgotten(self) -> None:
+        assert self.note
+        assert self.note["previous"] == OLD or self.note["state"] == "upgrade-done"
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=300, stateful_step_count=12, deadline=None)
