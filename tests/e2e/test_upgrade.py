@@ -1,0 +1,135 @@
+"""A driver upgraded under streams: it comes, it goes back where it cannot, and a killed operator goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from .conftest import PROJECT, OwnFleet, own_fleet
+
+pytestmark = pytest.mark.lab
+
+STACK = "change"
+NODES = [f"{STACK}-chat-{index}" for index in range(3)]
+FIRST, SECOND, THIRD = "580.105.08", "580.126.20", "590.44.01"
+NOTE = "/var/lib/gpuyard/driver-upgrade.json"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[OwnFleet]:
+    """Three GPU nodes with simulated engines, on an older driver."""
+    with own_fleet(STACK) as own:
+        lock(own, FIRST)
+        own.done("gpuyard", "lab", "up", "--stack", STACK)
+        yield own
+
+
+def lock(own: OwnFleet, driver: str) -> None:
+    own.write(PROJECT / "fleets/drill.yaml", {'branch: "580"': f"version: {driver}"})
+    own.lock()
+
+
+def drivers(own: OwnFleet) -> list[str]:
+    """The driver that each node has loaded."""
+    line = "grep -o '[0-9]\\{3\\}[.][0-9.]*' /proc/driver/nvidia/version | head -1"
+    return [own.on(node, line).strip() for node in NODES]
+
+
+def note(own: OwnFleet, node: str) -> dict[str, Any]:
+    return json.loads(own.on(node, f"cat {NOTE}"))
+
+
+@contextmanager
+def streams(own: OwnFleet) -> Iterator[dict[str, Any]]:
+    """Streams at the gateway all the while; what became of them is there afterwards."""
+    told: dict[str, Any] = {}
+    words = ["gpuyard", "bench", "load", f"http://127.0.0.1:{own.port}", "--rate", "15", "--duration", "900"]
+    words += ["--mix", "short=0,long=0,streamed=1", "--key-file", f".gpuyard/secrets/{STACK}/api_key", "--json"]
+    script = '. ./activate && exec "$@"'
+    with (own.project / ".gpuyard/load.json").open("w+") as out:
+        load = subprocess.Popen(
+            ["bash", "-c", script, "-", *words], cwd=own.project, stdout=out, stderr=subprocess.DEVNULL
+        )
+        try:
+            time.sleep(3)
+            yield told
+        finally:
+            # It sends nothing new, waits for what runs, and tells.
+            load.send_signal(signal.SIGINT)
+            load.wait(timeout=120)
+            out.seek(0)
+            told |= json.loads(out.read())
+    print({name: told[name] for name in ("requests", "complete", "failed", "truncated", "duplicated", "wrong")})
+
+
+def upgrade(own: OwnFleet, *words: str) -> Any:
+    return own.playbook("operate/upgrade_driver", *words)
+
+
+def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFleet) -> None:
+    lock(fleet, SECOND)
+    check = upgrade(fleet, "--check")
+    assert check.rc == 0, check.output
+    assert drivers(fleet) == [FIRST] * 3
+    with streams(fleet) as told:
+        done = upgrade(fleet)
+    assert done.rc == 0, done.output
+    assert drivers(fleet) == [SECOND] * 3
+    assert [note(fleet, node)["state"] for node in NODES] == ["upgrade-done"] * 3
+    assert told["requests"] > 300
+    assert told["lossless"], told
+    fleet.played("verify")
+    assert upgrade(fleet).changed() == dict.fromkeys(NODES, 0), "a second run changes nothing"
+
+
+def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fleet: OwnFleet) -> None:
+    lock(fleet, THIRD)
+    break_it = ("gpuyard", "lab", "break", "--stack", STACK, NODES[1], "dkms-build-fails", f"version={THIRD}")
+    fleet.done(*break_it)
+    with streams(fleet) as told:
+        refused = upgrade(fleet)
+    assert refused.rc != 0
+    assert "UPGRADE-ROLLED-BACK" in refused.output
+    assert "change-chat-1 could not prove driver 590.44.01" in " ".join(refused.output.split())
+    assert drivers(fleet) == [THIRD, SECOND, SECOND]
+    left = note(fleet, NODES[1])
+    assert (left["state"], left["previous"]["version"]) == ("rollback-done", SECOND)
+    assert "APT-FAILED" in left["reason"]
+    assert note(fleet, NODES[2])["state"] == "upgrade-required"
+    assert told["lossless"], told
+    status = json.loads(fleet.done("gpuyard", "lab", "status", "--stack", STACK, "--json").output)
+    assert [row["gateway"] for row in status if row["node"] in NODES] == ["UP"] * 3
+    fleet.done("gpuyard", "lab", "mend", "--stack", STACK, NODES[1], "dkms-build-fails")
+
+
+def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> None:
+    """Killed when the second node is empty and its old driver is out."""
+    # What apt has read and kept of the repository is of the time when that was broken.
+    fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
+    script = ". ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml"
+    with streams(fleet) as told:
+        operator = subprocess.Popen(
+            ["bash", "-c", script], cwd=fleet.project, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 300
+        while note(fleet, NODES[1])["state"] != "driver-install-required":
+            assert operator.poll() is None, "it ended before it came to that"
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        os.killpg(operator.pid, signal.SIGKILL)
+        operator.wait()
+        gone_on = upgrade(fleet)
+    assert gone_on.rc == 0, gone_on.output
+    assert drivers(fleet) == [THIRD] * 3
+    assert note(fleet, NODES[1])["attempts"] == 2
+    assert note(fleet, NODES[1])["previous"]["version"] == SECOND
+    assert told["lossless"], told
+    fleet.played("verify")
