@@ -88,6 +88,8 @@ def _told(search: Search, wishes: Wishes, keys: tuple[Key, ...]) -> Finding:
     what = " with ".join(_wish(search, key, wishes[key]) for key in keys)
     changes = list(_changes(search, wishes, keys))
     change = " or ".join(changes[:3]) if changes else "leave one of them out"
+    if rule.acceptable:
+        change += f", or take {rule.id} on for a while with a reason (accept)"
     return Finding(
         rule.id,
         "red",
