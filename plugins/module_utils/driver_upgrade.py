@@ -118,6 +118,7 @@ def begin(
         "target": target,
         "previous": previous,
         "drained_before": False,
+        "touched": False,
         "attempts": 1,
         "reason": "",
     }
@@ -130,7 +131,8 @@ def advance(note: dict[str, Any], to: str, reason: str = "", drained_before: boo
             f"UPGRADE-STATE: {note['node']} stands at {note['state']}, from where nothing leads to {to}. "
             "Run the playbook again: it begins where the node stands"
         )
-    found = {**note, "state": to, "reason": reason}
+    # From here on the way home is more than to open the node again.
+    found = {**note, "state": to, "reason": reason, "touched": note["touched"] or to == "driver-install-required"}
     if drained_before is not None and note["state"] == "upgrade-required":
         found["drained_before"] = drained_before
     return found

@@ -94,8 +94,22 @@ def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFle
     assert upgrade(fleet).changed() == dict.fromkeys(NODES, 0), "a second run changes nothing"
 
 
-def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fleet: OwnFleet) -> None:
+def test_the_last_node_of_a_model_is_refused_and_left_as_it_is(fleet: OwnFleet) -> None:
     lock(fleet, THIRD)
+    for node in NODES[1:]:
+        fleet.played("operate/drain_node", "--limit", node)
+    refused = upgrade(fleet, "--limit", NODES[0])
+    assert refused.rc != 0
+    words = " ".join(refused.output.split())
+    assert "UPGRADE-REFUSED: change-chat-0 could not begin with driver 590.44.01" in words
+    assert "GATE-LAST" in words
+    assert note(fleet, NODES[0])["state"] == "rollback-done"
+    for node in NODES[1:]:
+        fleet.played("operate/undrain_node", "--limit", node)
+    assert drivers(fleet) == [SECOND] * 3
+
+
+def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fleet: OwnFleet) -> None:
     break_it = ("gpuyard", "lab", "break", "--stack", STACK, NODES[1], "dkms-build-fails", f"version={THIRD}")
     fleet.done(*break_it)
     with streams(fleet) as told:

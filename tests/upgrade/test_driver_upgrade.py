@@ -101,13 +101,14 @@ def walked(tasks: list[dict[str, Any]]) -> list[str]:
 
 def test_the_playbook_walks_the_table_and_nothing_else() -> None:
     plays = yaml.safe_load(PLAYBOOK.read_text())
-    (task,) = plays[1]["tasks"]
+    look, begin_it, task = plays[1]["tasks"]
+    assert walked([look, begin_it]) == ["node_gate/servers", "drain-required"]
     table: list[str] = []
     state = "upgrade-required"
     while state not in AT_REST:
         table += [*STEPS[state].does, STEPS[state].success]
         state = STEPS[state].success
-    assert [step for step in walked(task["block"]) if step != "node_gate/servers"] == table
+    assert ["drain-required", *walked(task["block"])] == table
     back = walked(task["rescue"])
     step = STEPS["rollback-required"]
     assert back == ["rollback-required", "node_gate/drain", *step.does, "rollback-done"]
@@ -151,6 +152,14 @@ def test_the_note_of_another_node_is_refused() -> None:
 def test_a_step_that_the_table_does_not_have_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-STATE"):
         advance(begun(), "uncordon-required")
+
+
+def test_a_node_is_touched_from_the_moment_its_driver_is_exchanged() -> None:
+    note = advance(begun(), "drain-required")
+    assert not advance(note, "rollback-required")["touched"], "there is nothing to undo"
+    note = advance(note, "driver-install-required")
+    assert note["touched"]
+    assert advance(advance(note, "validation-required"), "rollback-required")["touched"]
 
 
 def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -> None:
