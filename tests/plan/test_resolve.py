@@ -205,7 +205,7 @@ def test_an_end_of_life_is_red_the_day_after_and_can_be_taken_on_until_a_day() -
     fleet = fleet_of(branch="590")
     assert resolve(fleet, replace(world(), today="2026-12-31"))
     later = replace(world(), today="2027-01-01")
-    with pytest.raises(PlanError, match=r"COMPAT-BRANCH-END.*2026-12.*take COMPAT-BRANCH-END on for a while"):
+    with pytest.raises(PlanError, match=r"COMPAT-BRANCH-END.*2026-12.*accept COMPAT-BRANCH-END for a while"):
         resolve(fleet, later)
     accepting = Acceptance(rule="COMPAT-BRANCH-END", reason="moving in February", until="2027-01-31")
     taken_on = fleet.model_copy(update={"accept": (accepting,)})

@@ -89,7 +89,7 @@ def _told(search: Search, wishes: Wishes, keys: tuple[Key, ...]) -> Finding:
     changes = list(_changes(search, wishes, keys))
     change = " or ".join(changes[:3]) if changes else "leave one of them out"
     if rule.acceptable:
-        change += f", or take {rule.id} on for a while with a reason (accept)"
+        change += f" or accept {rule.id} for a while, with a reason"
     return Finding(
         rule.id,
         "red",
