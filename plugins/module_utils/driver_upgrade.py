@@ -6,14 +6,13 @@ after a crash puts back exactly that. Python 3.9 and the standard library alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VERSION = 1
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError
+
+VERSION = 2
 # As in roles/nvidia_driver/vars: the packages that bring the kernel modules.
 FLAVOURS = {
     "open": r"nvidia-(kernel-open-dkms|dkms(-[0-9]+)?-open)",
@@ -23,18 +22,23 @@ NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 
 
 class Step(NamedTuple):
-    """What is done in a state, and where it leads."""
+    """What is done in a state, and where it leads. Whoever runs the playbook owns every state."""
 
     does: tuple[str, ...]
     """Entry points of roles, in their order: role/verb."""
     success: str
     failure: str
+    deadline: int = 0
+    """Seconds after which a node in this state has been left by whoever brought it there; 0: it may rest there."""
 
 
 # A failure at any point has one way home: the driver that was there before. What was not changed yet is left as it is.
 STEPS: dict[str, Step] = {
     "upgrade-required": Step((), "drain-required", "upgrade-required"),
-    "drain-required": Step(("node_gate/drain",), "driver-install-required", "rollback-required"),
+    # Requests may take long to end. The answers of the driver that is there are what the next one is compared with.
+    "drain-required": Step(
+        ("node_gate/drain", "vllm_server/record"), "driver-install-required", "rollback-required", 4200
+    ),
     "driver-install-required": Step(
         (
             "vllm_server/stop",
@@ -45,11 +49,19 @@ STEPS: dict[str, Step] = {
         ),
         "validation-required",
         "rollback-required",
+        1800,
     ),
     "validation-required": Step(
-        ("nvidia_driver/verify", "vllm_server/start", "vllm_server/verify"), "uncordon-required", "rollback-required"
+        ("nvidia_driver/verify", "vllm_server/start", "vllm_server/verify", "vllm_server/compare"),
+        "uncordon-required",
+        "rollback-required",
+        2400,
     ),
-    "uncordon-required": Step(("node_gate/uncordon",), "upgrade-done", "rollback-required"),
+    "uncordon-required": Step(("node_gate/uncordon",), "soak-required", "rollback-required", 300),
+    # Under the users' own load: what nothing but that brings out is seen while one node has the driver.
+    "soak-required": Step(
+        ("nvidia_driver/verify", "vllm_server/verify", "vllm_server/compare"), "upgrade-done", "rollback-required", 7200
+    ),
     "rollback-required": Step(
         (
             "vllm_server/stop",
@@ -60,20 +72,18 @@ STEPS: dict[str, Step] = {
             "nvidia_driver/verify",
             "vllm_server/start",
             "vllm_server/verify",
+            "vllm_server/compare",
             "node_gate/uncordon",
         ),
         "rollback-done",
         "rollback-failed",
+        7200,
     ),
     "upgrade-done": Step((), "upgrade-done", "upgrade-done"),
     "rollback-done": Step((), "rollback-done", "rollback-done"),
     "rollback-failed": Step((), "rollback-failed", "rollback-failed"),
 }
 AT_REST = ("upgrade-done", "rollback-done", "rollback-failed")
-
-
-class NoteError(Exception):
-    """What was found, why it is refused, the smallest change that would pass."""
 
 
 def follows(state: str) -> set[str]:
@@ -83,12 +93,20 @@ def follows(state: str) -> set[str]:
 
 
 def begin(
-    note: dict[str, Any] | None, *, node: str, target: dict[str, Any], previous: dict[str, Any]
+    note: dict[str, Any] | None,
+    *,
+    node: str,
+    run: str,
+    target: dict[str, Any],
+    previous: dict[str, Any],
+    back: bool = False,
 ) -> dict[str, Any]:
     """The note to go on with: the one that is there, where it is of this very change, or a new one.
 
     A change that came to rest is over, and so is one to another driver that has not begun to touch the node. One that
-    has must be brought to its end first: its `previous` is all that says what the node came from.
+    has must be brought to its end first: its `previous` is all that says what the node came from. The run is that which
+    holds the fleet's claim; from here on another one moves this note no more. `back` is remembered, so that who goes
+    back twice does not come forward again.
     """
     if note is not None:
         if note["node"] != node:
@@ -102,7 +120,7 @@ def begin(
                 f"{target['version']} is asked for. End the first one with the lock that it began with"
             )
         if going:
-            return {**note, "attempts": note["attempts"] + 1}
+            return {**note, "run": run, "attempts": note["attempts"] + 1}
         if note["state"] == "rollback-failed" and note["target"] == target:
             raise NoteError(
                 f"UPGRADE-QUARANTINE: driver {target['version']} failed on {node}, and so did the way back to "
@@ -111,12 +129,19 @@ def begin(
         if note["state"] == "upgrade-done" and note["target"] == target == previous:
             return note
     state = "upgrade-done" if previous == target else "upgrade-required"
+    before = None
+    if note is not None and not note["back"]:
+        before = note["previous"] if note["state"] == "upgrade-done" else note["before"]
     return {
         "version": VERSION,
         "node": node,
+        "run": run,
         "state": state,
+        "back": back,
         "target": target,
         "previous": previous,
+        # What the change before this one came from: the way back for as long as this one has not come.
+        "before": before,
         "drained_before": False,
         "touched": False,
         "attempts": 1,
@@ -124,8 +149,15 @@ def begin(
     }
 
 
-def advance(note: dict[str, Any], to: str, reason: str = "", drained_before: bool | None = None) -> dict[str, Any]:
-    """The note in another state. Raises NoteError where the table has no such way."""
+def advance(
+    note: dict[str, Any], to: str, run: str, reason: str = "", drained_before: bool | None = None
+) -> dict[str, Any]:
+    """The note in another state. Raises NoteError where the table has no such way, and for a run that lost the node."""
+    if note["run"] != run:
+        raise NoteError(
+            f"UPGRADE-FENCED: {note['node']} is changed by run {note['run']} now, this is {run}. Somebody took over; "
+            "agree with them before anything is run again"
+        )
     if to not in follows(note["state"]):
         raise NoteError(
             f"UPGRADE-STATE: {note['node']} stands at {note['state']}, from where nothing leads to {to}. "
@@ -138,38 +170,20 @@ def advance(note: dict[str, Any], to: str, reason: str = "", drained_before: boo
     return found
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The note, or None where there is none. Raises NoteError for one that was not written by `write`."""
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise NoteError(f"UPGRADE-NOTE: {path} is no note ({error}). Look at the node before you remove it") from error
-    if not isinstance(data, dict) or data.get("version") != VERSION:
-        version = data.get("version") if isinstance(data, dict) else None
+def way_back(note: dict[str, Any] | None) -> dict[str, Any]:
+    """The driver that a node goes back to: what its last change came from. Raises NoteError where there is none."""
+    found = None
+    if note is not None:
+        found = note["previous"] if note["state"] == "upgrade-done" else note["before"]
+        if note["back"]:
+            found = note["target"]
+        elif found == note["target"] and note["state"] == "upgrade-done":
+            found = note["before"]
+    if found is None:
         raise NoteError(
-            f"UPGRADE-NOTE: {path} has version {version!r}, {VERSION} is known. Use the gpuyard that wrote it"
+            "UPGRADE-NOTHING-BACK: the driver of this node was never changed, so there is none to go back to"
         )
-    if data.pop("checksum", None) != _checksum(data) or data.get("state") not in STEPS:
-        raise NoteError(f"UPGRADE-NOTE: {path} was changed by hand. Look at the node before you remove it")
-    return data
-
-
-def write(path: Path, note: dict[str, Any]) -> None:
-    """Whole or not at all, and on the disk when this returns."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    with half.open("w") as file:
-        json.dump({**note, "checksum": _checksum(note)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return found
 
 
 def pinned(text: str) -> dict[str, str]:
@@ -194,8 +208,3 @@ def installed(pins: Path) -> dict[str, Any]:
     raise NoteError(
         f"UPGRADE-NOTHING: {pins} names no driver, so there is nothing to upgrade. Run playbooks/site.yml first"
     )
-
-
-def _checksum(note: dict[str, Any]) -> str:
-    plain = json.dumps({key: value for key, value in note.items() if key != "checksum"}, sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()

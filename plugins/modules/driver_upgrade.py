@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.fleet.plugins.module_utils.driver_upgrade import (
     NOTE,
-    NoteError,
+    STEPS,
+    VERSION,
     advance,
     begin,
     installed,
-    read,
-    write,
+    way_back,
 )
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError, alone, read, write
 
 DOCUMENTATION = r"""
 module: driver_upgrade
 short_description: Keep the note of a driver upgrade on a node
 description:
   - Holds the state of the upgrade, what the node came from and what it goes to, so that any crash can be gone on from.
-  - Refuses a note that was changed by hand or is of another node, and a step that the table of states does not have.
+  - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, and a
+    run that has lost the node to another one.
 options:
   node:
     description: Name of the node; given with C(target), the note is begun or gone on with.
@@ -29,6 +33,10 @@ options:
   target:
     description: The driver to come to, with C(version), C(kernel_modules) and C(packages).
     type: dict
+  back:
+    description: Begin the way back to what the last change came from; C(target) has been read from this note.
+    type: bool
+    default: false
   pins:
     description: File with the versions that were installed last.
     type: path
@@ -36,6 +44,16 @@ options:
   to:
     description: State to move on to.
     type: str
+  run:
+    description: Id of the run that holds the fleet's claim.
+    type: str
+    default: ""
+  record:
+    description: File of the run's record, on the machine that runs the play; each move is written down there.
+    type: path
+  proof:
+    description: What proved this move; for the record.
+    type: dict
   reason:
     description: Why, for whoever reads the note.
     type: str
@@ -59,7 +77,29 @@ note:
   description: The note as it is, or would be.
   returned: success
   type: dict
+way_back:
+  description: The driver that the node would go back to; empty, with C(no_way_back) saying why, where there is none.
+  returned: success
+  type: dict
+no_way_back:
+  description: Why there is no way back.
+  returned: success
+  type: str
 """
+
+
+def moved(note: Optional[dict[str, Any]], given: dict[str, Any]) -> Optional[dict[str, Any]]:
+    """The note after what is asked. Raises NoteError."""
+    if note is not None and note["state"] not in STEPS:
+        raise NoteError(f"UPGRADE-NOTE: {NOTE} is at {note['state']}, which is no state. Use the gpuyard that wrote it")
+    if given["target"]:
+        words = {name: given[name] for name in ("node", "run", "target", "back")}
+        return begin(note, previous=installed(Path(given["pins"])), **words)
+    if not given["to"]:
+        return note
+    if note is None:
+        raise NoteError("UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_driver.yml")
+    return advance(note, given["to"], given["run"], given["reason"], given["drained_before"])
 
 
 def main() -> None:
@@ -68,7 +108,11 @@ def main() -> None:
             "node": {"type": "str"},
             "target": {"type": "dict"},
             "pins": {"type": "path", "default": "/etc/apt/preferences.d/gpuyard-nvidia-driver.pref"},
+            "back": {"type": "bool", "default": False},
             "to": {"type": "str"},
+            "run": {"type": "str", "default": ""},
+            "record": {"type": "path"},
+            "proof": {"type": "dict"},
             "reason": {"type": "str", "default": ""},
             "drained_before": {"type": "bool"},
         },
@@ -79,22 +123,23 @@ def main() -> None:
     given = module.params
     path = Path(NOTE)
     try:
-        before = read(path)
-        if given["target"]:
-            after = begin(before, node=given["node"], target=given["target"], previous=installed(Path(given["pins"])))
-        elif given["to"]:
-            if before is None:
-                raise NoteError("UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_driver.yml")
-            after = advance(before, given["to"], given["reason"], given["drained_before"])
-        else:
-            after = before
+        with alone(path):
+            before = read(path, VERSION)
+            after = moved(before, given)
+            changed = after != before
+            if after is not None and changed:
+                boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+                after = {**after, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "boot": boot}
+                if not module.check_mode:
+                    write(path, after)
     except NoteError as refused:
         module.fail_json(msg=str(refused))
-    changed = after != before
-    if changed and not module.check_mode:
-        write(path, after)
     states = [note["state"] if note else "none" for note in (before, after)]
-    module.exit_json(changed=changed, note=after, diff={"before": f"{states[0]}\n", "after": f"{states[1]}\n"})
+    try:
+        back = {"way_back": way_back(after), "no_way_back": ""}
+    except NoteError as none:
+        back = {"way_back": {}, "no_way_back": str(none)}
+    module.exit_json(changed=changed, note=after, **back, diff={"before": f"{states[0]}\n", "after": f"{states[1]}\n"})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ CONTEXT = 2048
 # What a fleet gives its engines: vLLM on a CPU takes its cache from here, the simulated one its pace.
 ENVIRONMENT = {
     "real": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
-    "simulated": {"VLLM_SIM_TIME_TO_FIRST_TOKEN": "30", "VLLM_SIM_INTER_TOKEN_LATENCY": "10"},
+    "simulated": {
+        "VLLM_SIM_TIME_TO_FIRST_TOKEN": "30",
+        "VLLM_SIM_INTER_TOKEN_LATENCY": "10",
+        "VLLM_SIM_CONTROL_FILE": "/run/credentials/control.json",
+    },
 }
 # As the unit sets it.
 OFFLINE = {

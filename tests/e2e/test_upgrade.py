@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from gpuyard.upgrade import record
+
 from .conftest import PROJECT, OwnFleet, own_fleet
 
 pytestmark = pytest.mark.lab
@@ -74,8 +76,24 @@ def streams(own: OwnFleet) -> Iterator[dict[str, Any]]:
     print({name: told[name] for name in ("requests", "complete", "failed", "truncated", "duplicated", "wrong")})
 
 
+# Nobody is asked, and the canary is looked at twice.
+QUICK = ("-e", "upgrade_confirm=false", "-e", "upgrade_soak_seconds=5", "-e", "upgrade_soak_every=5")
+
+
 def upgrade(own: OwnFleet, *words: str) -> Any:
-    return own.playbook("operate/upgrade_driver", *words)
+    return own.playbook("operate/upgrade_driver", *QUICK, *words)
+
+
+def recorded(own: OwnFleet) -> list[dict[str, Any]]:
+    """The record of the last run, its chain of hashes proven."""
+    return record.read(max((own.project / ".gpuyard/runs").glob("*/record.jsonl")))
+
+
+def walked(own: OwnFleet, node: str) -> list[str]:
+    return [event["state"] for event in recorded(own) if event["event"] == "state" and event["node"] == node]
+
+
+WAY = ["upgrade-required", "drain-required", "driver-install-required", "validation-required", "uncordon-required"]
 
 
 def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFleet) -> None:
@@ -88,6 +106,12 @@ def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFle
     assert done.rc == 0, done.output
     assert drivers(fleet) == [SECOND] * 3
     assert [note(fleet, node)["state"] for node in NODES] == ["upgrade-done"] * 3
+    assert "canary 1: change-chat-0" in done.output
+    for node in NODES:
+        assert walked(fleet, node) == [*WAY, "soak-required", "upgrade-done"]
+    (proof,) = [event["proof"] for event in recorded(fleet) if event.get("node") == NODES[0] and event.get("proof")]
+    assert (proof["answers"][0]["compared"], proof["answers"][0]["deviations"]) == (1024, 0)
+    assert [event["event"] for event in recorded(fleet) if event["event"] != "state"] == ["claimed", "released"]
     assert told["requests"] > 300
     assert told["lossless"], told
     fleet.played("verify")
@@ -101,9 +125,8 @@ def test_the_last_node_of_a_model_is_refused_and_left_as_it_is(fleet: OwnFleet) 
     refused = upgrade(fleet, "--limit", NODES[0])
     assert refused.rc != 0
     words = " ".join(refused.output.split())
-    assert "UPGRADE-REFUSED: change-chat-0 could not begin with driver 590.44.01" in words
-    assert "GATE-LAST" in words
-    assert note(fleet, NODES[0])["state"] == "rollback-done"
+    assert "UPGRADE-DOWNTIME: change-chat-0 is the only node of pool model_smollm2-135m-instruct that serves" in words
+    assert note(fleet, NODES[0])["state"] == "upgrade-required"
     for node in NODES[1:]:
         fleet.played("operate/undrain_node", "--limit", node)
     assert drivers(fleet) == [SECOND] * 3
@@ -132,12 +155,14 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     """Killed when the second node is empty and its old driver is out."""
     # What apt has read and kept of the repository is of the time when that was broken.
     fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
-    script = ". ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml"
+    script = '. ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml "$@"'
     with streams(fleet) as told:
         operator = subprocess.Popen(
-            ["bash", "-c", script], cwd=fleet.project, stdout=subprocess.DEVNULL, start_new_session=True
+            ["bash", "-c", script, "-", *QUICK], cwd=fleet.project, stdout=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 300
+        second = upgrade(fleet)
+        assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
         while note(fleet, NODES[1])["state"] != "driver-install-required":
             assert operator.poll() is None, "it ended before it came to that"
             assert time.monotonic() < deadline
@@ -145,9 +170,36 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
         os.killpg(operator.pid, signal.SIGKILL)
         operator.wait()
         gone_on = upgrade(fleet)
+        assert "begun: change-chat-1" in gone_on.output
     assert gone_on.rc == 0, gone_on.output
     assert drivers(fleet) == [THIRD] * 3
     assert note(fleet, NODES[1])["attempts"] == 2
     assert note(fleet, NODES[1])["previous"]["version"] == SECOND
     assert told["lossless"], told
     fleet.played("verify")
+
+
+def test_a_driver_that_answers_wrong_is_found_by_the_canary_and_one_that_was_wrong_before_is_not_begun(
+    fleet: OwnFleet,
+) -> None:
+    """The answers are of the driver before: what is wrong with the new one alone goes back."""
+    fleet.done("gpuyard", "lab", "break", "--stack", STACK, NODES[0], "engine-wrong-tokens", "rate=0.01")
+    lock(fleet, SECOND)
+    downgrade = ("-e", "nvidia_driver_allow_downgrade=true")
+    with streams(fleet):
+        refused = upgrade(fleet, *downgrade)
+    assert "UPGRADE-REFUSED: change-chat-0 could not begin with driver 580.126.20" in " ".join(refused.output.split())
+    assert "ANSWERS-" in note(fleet, NODES[0])["reason"]
+    assert drivers(fleet) == [THIRD] * 3
+    fleet.done("gpuyard", "lab", "mend", "--stack", STACK, NODES[0], "engine-wrong-tokens")
+
+
+def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
+    with streams(fleet) as told:
+        done = fleet.playbook("operate/rollback_driver", *QUICK)
+    assert done.rc == 0, done.output
+    assert drivers(fleet) == [SECOND] * 3
+    assert told["lossless"], told
+    again = fleet.playbook("operate/rollback_driver", *QUICK)
+    assert (again.rc, again.changed()) == (0, dict.fromkeys(NODES, 0)), again.output
+    assert drivers(fleet) == [SECOND] * 3

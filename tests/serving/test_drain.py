@@ -184,6 +184,8 @@ def test_a_process_that_began_on_the_state_of_before_is_set_too(
         server="node-0",
         backends=["tiny"],
         to="drain",
+        allow_outage=True,
+        seats={},
         config=tmp_path / "haproxy.cfg",
         state=tmp_path / "state",
     )
@@ -210,3 +212,39 @@ def test_a_server_that_the_gateway_does_not_know_is_refused(pair: Gateway) -> No
 def test_a_gateway_that_does_not_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(gateway_state.Stuck, match="GATE-HAPROXY"):
         gateway_state.ask("show proc", str(tmp_path / "master.sock"), seconds=0.3)
+
+
+def row(server: str, status: str = "UP", sessions: int = 0, backend: str = "tiny") -> dict[str, object]:
+    return {"backend": backend, "server": server, "status": status, "sessions": sessions}
+
+
+@pytest.mark.parametrize(
+    ("rows", "seats", "refusal"),
+    [
+        ([row("a"), row("b")], {}, ""),
+        ([row("a"), row("b", "DRAIN")], {}, "GATE-LAST"),
+        ([row("a", "DRAIN"), row("b", "DOWN")], {}, ""),
+        ([row("a", sessions=4), row("b", sessions=4)], {"tiny": 8}, ""),
+        (
+            [row("a", sessions=5), row("b", sessions=4)],
+            {"tiny": 8},
+            "GATE-CAPACITY: 9 requests.*1 servers with 8 seats each",
+        ),
+        ([row("a", sessions=5), row("b", sessions=4), row("c")], {"tiny": 8}, ""),
+        ([row("a", sessions=5), row("b", sessions=4, backend="other")], {"tiny": 8}, "GATE-LAST"),
+    ],
+)
+def test_a_drain_that_the_others_cannot_make_good_is_refused_by_the_gateway(
+    rows: list[dict[str, object]], seats: dict[str, int], refusal: str
+) -> None:
+    options = argparse.Namespace(server="a", backends=["tiny"], seats=seats)
+    if not refusal:
+        gateway_state.refuse_to_drain(rows, options)
+        return
+    with pytest.raises(gateway_state.Stuck, match=refusal):
+        gateway_state.refuse_to_drain(rows, options)
+
+
+def test_seats_are_read_as_the_role_writes_them() -> None:
+    assert gateway_state.seats("model_a=64,model_b=8") == {"model_a": 64, "model_b": 8}
+    assert gateway_state.seats("") == {}

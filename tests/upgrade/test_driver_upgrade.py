@@ -13,21 +13,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from plugins.module_utils import kept_note
 from plugins.module_utils.driver_upgrade import (
     AT_REST,
     STEPS,
-    NoteError,
+    VERSION,
     advance,
     begin,
     follows,
     installed,
     pinned,
-    read,
-    write,
+    way_back,
 )
+from plugins.module_utils.kept_note import NoteError, write
 
 PROJECT = Path(__file__).parents[2]
-PLAYBOOK = PROJECT / "playbooks/operate/upgrade_driver.yml"
+WALK = PROJECT / "playbooks/operate/tasks/change_driver.yml"
+RUN = "20261125T060000Z-driver-abcd"
 OLD: dict[str, Any] = {
     "version": "580.105.08",
     "kernel_modules": "open",
@@ -48,7 +50,15 @@ OTHER: dict[str, Any] = {
 def begun(
     note: dict[str, Any] | None = None, target: dict[str, Any] = NEW, previous: dict[str, Any] = OLD
 ) -> dict[str, Any]:
-    return begin(note, node="a-chat-0", target=target, previous=previous)
+    return begin(note, node="a-chat-0", run=RUN, target=target, previous=previous)
+
+
+def moved(note: dict[str, Any], to: str, **more: Any) -> dict[str, Any]:
+    return advance(note, to, RUN, **more)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    return kept_note.read(path, VERSION)
 
 
 def at(state: str) -> dict[str, Any]:
@@ -96,12 +106,15 @@ def walked(tasks: list[dict[str, Any]]) -> list[str]:
             found.append(f"{role['name'].split('.')[-1]}/{role['tasks_from']}")
         elif note := task.get("gpuyard.fleet.driver_upgrade"):
             found.append(note["to"])
+        elif tasks := task.get("ansible.builtin.include_tasks"):
+            found += walked(yaml.safe_load((WALK.parent / tasks).read_text()))
     return found
 
 
 def test_the_playbook_walks_the_table_and_nothing_else() -> None:
-    plays = yaml.safe_load(PLAYBOOK.read_text())
-    look, begin_it, task = plays[1]["tasks"]
+    halt, held, look, begin_it, task = yaml.safe_load(WALK.read_text())
+    assert held["gpuyard.fleet.rollout"]["state"] == "held", "who lost the fleet, or is to pause, begins no node"
+    assert "ansible.builtin.assert" in halt
     assert walked([look, begin_it]) == ["node_gate/servers", "drain-required"]
     table: list[str] = []
     state = "upgrade-required"
@@ -126,7 +139,7 @@ def test_a_node_with_the_target_has_nothing_to_do() -> None:
 
 
 def test_what_the_node_came_from_outlives_a_crash_though_its_packages_are_new_by_then() -> None:
-    note = advance(advance(begun(), "drain-required"), "driver-install-required")
+    note = moved(moved(begun(), "drain-required"), "driver-install-required")
     again = begun(note, previous=NEW)
     assert (again["state"], again["previous"], again["attempts"]) == ("driver-install-required", OLD, 2)
 
@@ -146,26 +159,50 @@ def test_a_node_in_quarantine_is_not_tried_again_with_the_same_driver() -> None:
 
 def test_the_note_of_another_node_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
-        begin(begun(), node="b-chat-0", target=NEW, previous=OLD)
+        begin(begun(), node="b-chat-0", run=RUN, target=NEW, previous=OLD)
 
 
 def test_a_step_that_the_table_does_not_have_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-STATE"):
-        advance(begun(), "uncordon-required")
+        moved(begun(), "uncordon-required")
 
 
 def test_a_node_is_touched_from_the_moment_its_driver_is_exchanged() -> None:
-    note = advance(begun(), "drain-required")
-    assert not advance(note, "rollback-required")["touched"], "there is nothing to undo"
-    note = advance(note, "driver-install-required")
+    note = moved(begun(), "drain-required")
+    assert not moved(note, "rollback-required")["touched"], "there is nothing to undo"
+    note = moved(note, "driver-install-required")
     assert note["touched"]
-    assert advance(advance(note, "validation-required"), "rollback-required")["touched"]
+    assert moved(moved(note, "validation-required"), "rollback-required")["touched"]
+
+
+def test_a_run_that_lost_a_node_moves_it_no_more() -> None:
+    note = moved(begun(), "drain-required")
+    taken = begin(note, node="a-chat-0", run="another", target=NEW, previous=OLD)
+    with pytest.raises(NoteError, match=r"UPGRADE-FENCED.*another"):
+        moved(taken, "driver-install-required")
+    assert advance(taken, "driver-install-required", "another")["touched"]
+
+
+def test_who_goes_back_twice_stays_there() -> None:
+    done = {**begun(), "state": "upgrade-done"}
+    assert way_back(done) == OLD
+    back = begin(done, node="a-chat-0", run=RUN, target=OLD, previous=NEW, back=True)
+    assert way_back(back) == OLD
+    refused = {**begin(done, node="a-chat-0", run=RUN, target=OTHER, previous=NEW), "state": "rollback-done"}
+    assert way_back(refused) == OLD, "what never came is nothing to go back from"
+    for none in (None, begun(previous=NEW), begun()):
+        with pytest.raises(NoteError, match="UPGRADE-NOTHING-BACK"):
+            way_back(none)
+
+
+def test_every_state_that_is_not_rest_has_a_deadline() -> None:
+    assert {state for state, step in STEPS.items() if not step.deadline} == {"upgrade-required", *AT_REST}
 
 
 def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -> None:
-    note = advance(begun(), "drain-required", drained_before=True)
+    note = moved(begun(), "drain-required", drained_before=True)
     assert note["drained_before"] is True
-    assert advance(note, "drain-required", drained_before=False)["drained_before"] is True
+    assert moved(note, "drain-required", drained_before=False)["drained_before"] is True
 
 
 def test_a_note_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -181,7 +218,7 @@ def test_a_note_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         lambda text: text.replace("upgrade-required", "upgrade-done"),
         lambda text: text.replace("580.105.08", "580.126.20"),
-        lambda text: text.replace('"version": 1,', '"version": 2,'),
+        lambda text: text.replace('"version": 2,', '"version": 3,'),
         lambda text: text[:-20],
         lambda _: "[]",
         lambda _: "",
@@ -241,7 +278,7 @@ class Histories(RuleBasedStateMachine):
     def run(self, killed_after: int) -> None:
         """The playbook, killed after so many steps."""
         try:
-            self.note = json.loads(json.dumps(begin(self.note, node="a", target=NEW, previous=self.has)))
+            self.note = json.loads(json.dumps(begin(self.note, node="a", run=RUN, target=NEW, previous=self.has)))
         except NoteError:
             assert self.note and self.note["state"] == "rollback-failed"
             return
@@ -251,7 +288,7 @@ class Histories(RuleBasedStateMachine):
                 return
             step = STEPS[state]
             ok = all(self.do(does, self.note) for does in step.does)
-            self.note = advance(self.note, step.success if ok else step.failure)
+            self.note = moved(self.note, step.success if ok else step.failure)
 
     def do(self, does: str, note: dict[str, Any]) -> bool:
         back = note["state"] == "rollback-required"

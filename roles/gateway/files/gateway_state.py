@@ -4,7 +4,8 @@
     gateway_state.py save      write the state file that HAProxy reads when it starts or reloads
     gateway_state.py servers   print the servers of all backends as JSON; with --wait-for, once --server is idle or up,
                                or --seconds are over
-    gateway_state.py set       bring --server in all --backends --to drain or ready, and save; prints whether it changed
+    gateway_state.py set       bring --server in all --backends --to drain or ready, and save; prints whether it
+                               changed. A drain that would leave a model nobody, or too few --seats, is refused
 
 After a reload the process from before it goes on until its streams have ended. It takes no command any more, so what
 runs there is counted with the rest; processes are reached through HAProxy's master.
@@ -229,6 +230,34 @@ def admin_states(told: str) -> dict[tuple[str, str], int]:
     return {(row["be_name"], row["srv_name"]): int(row["srv_admin_state"]) & (MAINTENANCE | DRAINED) for row in rows}
 
 
+def refuse_to_drain(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+    """Raises Stuck where those that stay could not do the work. Asked under the lock, so that two who drain two nodes
+    at the same moment do not both find the other one up."""
+    for name in options.backends:
+        mine = [row for row in rows if row["backend"] == name]
+        up = {row["server"] for row in mine if str(row["status"]).startswith("UP")}
+        left = len(up - {options.server})
+        requests = sum(int(str(row["sessions"])) for row in mine)
+        if options.server not in up:
+            continue
+        if not left:
+            raise Stuck(
+                f"GATE-LAST: {options.server} is the last ready server of {name}; without it the model's users get "
+                "errors. Bring another node up first, or consent with -e node_gate_allow_outage=true"
+            )
+        if requests > left * options.seats.get(name, requests):
+            raise Stuck(
+                f"GATE-CAPACITY: {requests} requests for {name} run or wait now; without {options.server} there are "
+                f"{left} servers with {options.seats[name]} seats each, {left * options.seats[name]} together. Wait for "
+                "less load, bring another node up, or consent with -e node_gate_allow_outage=true"
+            )
+
+
+def seats(text: str) -> dict[str, int]:
+    """`model_a=64,model_b=8`: how many requests each server of a backend works on at a time."""
+    return {name: int(number) for name, _, number in (one.partition("=") for one in text.split(",") if one)}
+
+
 def bring(options: argparse.Namespace) -> bool:
     """Bring a server to a state in the present process and in what the next one reads; whether that was a change."""
     deadline = time.monotonic() + 30
@@ -241,6 +270,8 @@ def bring(options: argparse.Namespace) -> bool:
             if strange := [name for name in options.backends if (name, options.server) not in before]:
                 where = ", ".join(strange)
                 raise Stuck(f"GATE-UNKNOWN: {where} has no server {options.server}; converge the gateway first")
+            if options.to == "drain" and not options.allow_outage and not changed:
+                refuse_to_drain(servers(*statistics(options.socket), socket.gethostname()), options)
             changed = changed or any(before[name, options.server] != wanted for name in options.backends)
             for name in options.backends:
                 ask(f"@!{present} set server {name}/{options.server} state {options.to}", options.socket)
@@ -265,6 +296,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--backends", type=lambda names: names.split(","), default=[])
     parser.add_argument("--to", choices=["drain", "ready"])
+    parser.add_argument("--seats", type=seats, default={})
+    parser.add_argument("--allow-outage", action="store_true")
     options = parser.parse_args()
     try:
         if options.verb == "servers":

@@ -151,6 +151,9 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         "vllm_server_gateway_addresses": [gateway.address for gateway in gateways],
         "node_gate_gateways": [gateway.name for gateway in gateways],
         "node_gate_backends": [backend(model.name) for model in models],
+        "node_gate_seats": {
+            backend(model.name): model.vllm.max_num_seqs for model in models if model.vllm.max_num_seqs is not None
+        },
     }
     if node.simulated:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT

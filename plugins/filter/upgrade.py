@@ -1,0 +1,114 @@
+"""From what Ansible knows of the nodes to the plan of a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from gpuyard.spec.errors import RefusedError
+from gpuyard.upgrade.waves import Fleet, Model, Node, Policy, refuse_overload, told, waves
+
+DOCUMENTATION = r"""
+name: upgrade_plan
+short_description: The waves of a rollout, from how the nodes stand
+description:
+  - Who changes together and after whom, as C(serial) and the order of hosts; refused where the policy or the load of
+    now do not allow it.
+options:
+  _input:
+    description: Inventory names of the nodes.
+    type: list
+    elements: str
+    required: true
+  hostvars:
+    description: >-
+      Ansible's C(hostvars), in which C(nvidia_driver_upgrade), C(node_gate_servers_seen), C(node_gate_backends) and
+      C(vllm_server_models) are looked up.
+    type: dict
+    required: true
+  fleet_nodes:
+    description: How many GPU nodes the fleet has; the rollout may be of fewer.
+    type: int
+    required: true
+  policy:
+    description: C(canary), C(max_unavailable) and C(accept_downtime).
+    type: dict
+    required: true
+"""
+
+
+def upgrade_plan(
+    names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], fleet_nodes: int, policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    asked = Policy(
+        canary=int(policy["canary"]),
+        max_unavailable=str(policy["max_unavailable"]),
+        accept_downtime=policy["accept_downtime"] in (True, "true", "True", "yes", "1"),
+    )
+    nodes = [node_of(name, hostvars[name]) for name in names]
+    fleet = Fleet(int(fleet_nodes), serving_of(names, hostvars))
+    drivers = {name: moved(hostvars[name]["nvidia_driver_upgrade"]["note"]) for name in names}
+    try:
+        found = waves(nodes, fleet, asked)
+        refuse_overload(found, nodes, fleet, models_of(names, hostvars), asked)
+    except RefusedError as refused:
+        raise AnsibleFilterError(str(refused)) from refused
+    order = [name for wave in found for name in wave.nodes]
+    return {
+        # With nothing to do the play is walked all the same, and changes nothing.
+        "order": order or list(names),
+        "serial": [len(wave.nodes) for wave in found] or [len(names)],
+        "canaries": [name for wave in found if wave.name.startswith("canary") for name in wave.nodes],
+        "waves": [{"name": wave.name, "nodes": list(wave.nodes)} for wave in found],
+        "text": told(found, drivers) if found else "Every node is done; there is nothing to change.",
+    }
+
+
+def node_of(name: str, found: Mapping[str, Any]) -> Node:
+    return Node(
+        name=name,
+        # Every model of a pool is served by all of its nodes: the backends name the pool.
+        pool=pool_of(found),
+        state=found["nvidia_driver_upgrade"]["note"]["state"],
+        serves=any(row["status"].startswith("UP") for row in seen(name, found)),
+        domain=str(found.get("failure_domain", "")),
+    )
+
+
+def seen(name: str, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in found["node_gate_servers_seen"] if row["server"] == name]
+
+
+def pool_of(found: Mapping[str, Any]) -> str:
+    return ",".join(sorted(found["node_gate_backends"]))
+
+
+def serving_of(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Servers that any gateway finds up, by pool; the gateways know those too that the rollout leaves alone."""
+    return {
+        pool_of(hostvars[name]): len(
+            {row["server"] for row in hostvars[name]["node_gate_servers_seen"] if row["status"].startswith("UP")}
+        )
+        for name in names
+    }
+
+
+def models_of(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[Model]:
+    models: dict[str, Model] = {}
+    for name in names:
+        found = hostvars[name]
+        for backend, seats in (found.get("node_gate_seats") or {}).items():
+            requests = sum(int(row["sessions"]) for row in found["node_gate_servers_seen"] if row["backend"] == backend)
+            models[backend] = Model(backend.removeprefix("model_"), pool_of(found), requests, int(seats))
+    return list(models.values())
+
+
+def moved(note: Mapping[str, Any]) -> tuple[str, str]:
+    return note["previous"]["version"], note["target"]["version"]
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"upgrade_plan": upgrade_plan}
