@@ -2,6 +2,8 @@
 
 The first argument is a JSON list of checks: `[{"check": "check_gpu_count", "expected": 8}]`. What else an entry holds
 are the arguments of the probe. The second, which may be left out, is the seconds that one check may take.
+
+With the one argument `mark` print this moment instead, for the argument `since` of a later `check_xid`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,40 @@ if __package__ in (None, ""):
     # Started as a folder: the package lies two folders up, on a node as in a clone.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from gpuyard.health import driver_version, fabric_manager, gpu_count, model_ready, service_active
+from gpuyard.health import (
+    clocks_event_reasons,
+    driver_version,
+    ecc_errors,
+    fabric_manager,
+    gpu_count,
+    gpu_recovery_action,
+    gpu_temperature,
+    model_ready,
+    nvlink,
+    pcie_link,
+    remapped_rows,
+    service_active,
+    xid,
+)
 from gpuyard.health.verdict import HEALTHY, UNHEALTHY, Verdict, worst
 
 PROBES: Mapping[str, Callable[..., Verdict]] = {
-    module.CHECK: module.probe for module in (driver_version, fabric_manager, gpu_count, model_ready, service_active)
+    module.CHECK: module.probe
+    for module in (
+        clocks_event_reasons,
+        driver_version,
+        ecc_errors,
+        fabric_manager,
+        gpu_count,
+        gpu_recovery_action,
+        gpu_temperature,
+        model_ready,
+        nvlink,
+        pcie_link,
+        remapped_rows,
+        service_active,
+        xid,
+    )
 }
 
 # Longer than what a probe itself waits for: two answers of an engine, or a nvidia-smi that hangs after others answered.
@@ -64,6 +95,12 @@ def run(request: Mapping[str, Any], seconds: int = DEADLINE_SECONDS) -> Verdict:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments == ["mark"]:
+        try:
+            print(xid.mark())
+        except xid.JournalError as wrong:
+            sys.exit(f"there is no mark: {wrong}")
+        return 0
     seconds = int(arguments[1]) if len(arguments) > 1 else DEADLINE_SECONDS
     verdicts = [run(request, seconds) for request in json.loads(arguments[0])]
     state = worst([verdict.state for verdict in verdicts])
