@@ -1,4 +1,4 @@
-"""The probes on a node with simulated GPUs: broken, it is unhealthy within the deadline; mended, it is healthy again."""
+"""The probes on a node with simulated GPUs: unhealthy within the deadline when broken, healthy again when mended."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gpuyard.handover.inventory import LAB_PCI_ROOT
 from gpuyard.lab import agent
 from gpuyard.lab.models import NodeState
 
@@ -23,6 +24,7 @@ OF_GPUS = (
     *("check_gpu_count", "check_gpu_recovery_action", "check_ecc_errors", "check_remapped_rows", "check_pcie_link"),
     *("check_nvlink", "check_clocks_event_reasons", "check_gpu_temperature"),
 )
+ON_THE_BUS = ("check_gpu_count", "check_nvlink")
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Ward:
         return {verdict["check"]: verdict for verdict in json.loads(done.stdout)["checks"]}
 
     def unwell(self) -> dict[str, str]:
-        found = self.verdicts(*({"check": check} for check in OF_GPUS))
+        where = {"pci_root": LAB_PCI_ROOT}
+        asked = [{"check": check, **(where if check in ON_THE_BUS else {})} for check in OF_GPUS]
+        found = self.verdicts(*asked)
         return {check: verdict["reason"] for check, verdict in found.items() if verdict["state"] != "Healthy"}
 
     def mark(self) -> str:
