@@ -179,6 +179,7 @@ def test_the_mark_holds_over_a_new_journal_file_and_a_reboot(ward: Ward) -> None
     ward.breaks("xid", "code=79")
     ward.mends()
     verdict = ward.xids(since)
+    assert since.split(";")[2] != ward.mark().split(";")[2], "the node has booted again"
     assert [row["code"] for row in verdict["found"]["xids"]] == [119, 79], verdict
 
 
