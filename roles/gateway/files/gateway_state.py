@@ -248,8 +248,8 @@ def refuse_to_drain(rows: list[dict[str, object]], options: argparse.Namespace) 
         if requests > left * options.seats.get(name, requests):
             raise Stuck(
                 f"GATE-CAPACITY: {requests} requests for {name} run or wait now; without {options.server} there are "
-                f"{left} servers with {options.seats[name]} seats each, {left * options.seats[name]} together. Wait for "
-                "less load, bring another node up, or consent with -e node_gate_allow_outage=true"
+                f"{left} servers with {options.seats[name]} seats each, {left * options.seats[name]} together. Wait "
+                "for less load, bring another node up, or consent with -e node_gate_allow_outage=true"
             )
 
 

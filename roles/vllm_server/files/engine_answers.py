@@ -65,7 +65,7 @@ class Wrong(Exception):  # noqa: N818 - told as a refusal, not as an error of th
 
 
 class Answer(NamedTuple):
-    """One answer: its tokens by id and text, their log probabilities, the runner-up at each place, seconds per token."""
+    """One answer: tokens by id and text, their log probabilities, the runner-up at each place, seconds per token."""
 
     prompt: list[int]
     ids: list[int]

@@ -6,6 +6,8 @@ RefusedError                 rule, what was found, why, the smallest change that
 │   └── plan.lock.NewerLockError
 ├── plan.names.UnknownError     no row of the catalog has this name
 ├── plan.resolve.PlanError      every reason why there is no lock
+├── upgrade.waves.UpgradeError
+├── upgrade.record.RecordError
 ├── handover.HandoverError
 └── handover.inventory.InventoryError
 """

@@ -165,7 +165,7 @@ def refuse_overload(
             raise UpgradeError(
                 "UPGRADE-CAPACITY",
                 f"{model.requests} requests for {model.name} run or wait now",
-                f"with {out} of {total} nodes out, {left} are left, with {model.seats} seats each: {left * model.seats}",
+                f"with {out} of {total} nodes out, {left} are left, {model.seats} seats each: {left * model.seats}",
                 f"wait for less load, have {needed + out} nodes in service"
                 + (
                     f", or at most {total - needed} out at once (-e upgrade_max_unavailable=…)"
