@@ -199,6 +199,14 @@ BY_THRESHOLD: Mapping[str, tuple[Callable[[int], Verdict], ...]] = {
 }
 
 
+# As the sources have them; what is not here is 1: nothing of it is well.
+LIMITS = {"sram_correctable": 10_001, "dram_correctable": 20_000_001, "degrees_above_slowdown": 0}
+
+
+def test_the_limits_are_those_of_their_sources() -> None:
+    assert {name: row.limit for name, row in THRESHOLDS.items()} == {**dict.fromkeys(BY_THRESHOLD, 1), **LIMITS}
+
+
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_a_value_at_its_threshold_is_a_fault_and_one_less_is_none(name: str) -> None:
     limit = THRESHOLDS[name].limit
@@ -268,6 +276,12 @@ def test_a_clocks_event_reason_that_nobody_knows_is_told() -> None:
     assert "edpp, which is not known here" in verdict.reason
 
 
+def test_a_reason_that_is_not_there_or_not_active_holds_nothing_down() -> None:
+    assert clocks_event_reasons.judge(without("clocks_event_reason_sync_boost")).state == HEALTHY
+    more = edited("<clocks_event_reasons>", r"\g<0><clocks_event_reason_edpp>Not Active</clocks_event_reason_edpp>")
+    assert clocks_event_reasons.judge(more).state == HEALTHY
+
+
 def test_turing_retires_pages_instead_of_rows() -> None:
     assert remapped_rows.judge(tools.Answer(True, recorded("T4")[0])).state == HEALTHY
     for name in ("pending_retirement", "pending_blacklist"):
@@ -328,6 +342,18 @@ def test_n_a_is_not_health_where_the_gpu_says_that_it_has_the_value(probe: Any, 
     assert probe.judge(field(name, "N/A")).state == UNHEALTHY
 
 
+@pytest.mark.parametrize("name", ["gpu_temp", "gpu_temp_slow_threshold"])
+def test_a_temperature_without_its_other_half_is_not_health(name: str) -> None:
+    assert "is N/A" in gpu_temperature.judge(field(name, "N/A", "A100-SXM4-80GB")).reason
+
+
+def test_what_was_read_and_what_was_not_there_is_in_the_verdict() -> None:
+    verdict = pcie_link.judge(field("max_link_gen", "N/A"))
+    assert "max_link_gen is N/A" in verdict.reason
+    assert verdict.found[FIRST]["pci/pci_gpu_link_info/link_widths/current_link_width"] == "16x"
+    assert verdict.found[FIRST]["pci/pci_gpu_link_info/pcie_gen/max_link_gen"] == "N/A"
+
+
 def test_a_gpu_without_ecc_counts_no_errors() -> None:
     counters = "|".join(("sram_correctable", r"sram_uncorrectable\w*", r"dram_\w+", "sram_threshold_exceeded"))
     off = re.sub(rf"<({counters})>[^<]*<", r"<\1>N/A<", recorded()[0])
@@ -341,6 +367,8 @@ def test_a_gpu_without_ecc_counts_no_errors() -> None:
         (tools.Answer(False, "nvidia-smi is not installed"), "nvidia-smi is not installed"),
         (tools.Answer(False, "nvidia-smi did not answer in 60 s"), "did not answer"),
         (tools.Answer(True, ""), "tells nothing of the GPUs"),
+        (tools.Answer(True, "<nvidia_smi_log><attached_gpus>"), "tells nothing of the GPUs"),
+        (tools.Answer(True, "</nvidia_smi_log>"), "tells nothing of the GPUs"),
         (tools.Answer(True, "<nvidia_smi_log><gpu></nvidia_smi_log>"), "is no XML"),
         (tools.Answer(True, "<nvidia_smi_log><attached_gpus>0</attached_gpus></nvidia_smi_log>"), "0 GPUs"),
         (tools.Answer(True, "<nvidia_smi_log></nvidia_smi_log>"), "an unknown number"),
@@ -355,7 +383,14 @@ def test_no_answer_is_not_health(answer: tools.Answer, words: str) -> None:
 
 def test_a_gpu_that_is_attached_and_not_told_of_is_not_health() -> None:
     for probe in FAMILY:
-        assert "tells of 8 GPUs, 9 are attached" in probe.judge(field("attached_gpus", 9)).reason
+        for attached in (7, 9):
+            verdict = probe.judge(field("attached_gpus", attached))
+            assert f"tells of 8 GPUs, {attached} are attached" in verdict.reason
+
+
+def test_an_answer_that_ended_in_an_error_is_none_however_much_it_told() -> None:
+    for probe in FAMILY:
+        assert probe.judge(tools.Answer(False, recorded()[0])).state == UNHEALTHY
 
 
 def test_what_nvidia_smi_warns_of_does_not_hide_its_answer() -> None:
@@ -391,6 +426,7 @@ def links(status: str, errors: str = "", switches: int = 0, ok: bool = True) -> 
 
 
 ONE, TWO = "GPU 0: NVIDIA H100 (UUID: UUID0)\n", "GPU 1: NVIDIA H100 (UUID: UUID1)\n"
+ONE_NAMELESS = "GPU 0: NVIDIA H100\n"
 UP, DOWN = "\t Link 0: 26.562 GB/s\n", "\t Link 0: <inactive>\n"
 NO_ERRORS = f"{ONE}\t Link 0: Replay Errors: 0\n{TWO}\t Link 0: Replay Errors: 0\n"
 ALL_DOWN = "NVML: Unable to retrieve NVLink information as all links are inActive\n"
@@ -404,12 +440,18 @@ ALL_DOWN = "NVML: Unable to retrieve NVLink information as all links are inActiv
         (ONE + DOWN + TWO + DOWN, 0, HEALTHY, "not linked by NVLink"),
         (ONE + ALL_DOWN + TWO + ALL_DOWN, 0, HEALTHY, "not linked by NVLink"),
         (ONE + UP + TWO + UP, 4, HEALTHY, "2 NVLinks are active"),
+        (ONE + UP + TWO + UP, 1, HEALTHY, "2 NVLinks are active"),
+        (ONE + DOWN + TWO + DOWN, 1, UNHEALTHY, f"GPU {FIRST}: NVLinks are inactive: 0"),
         ("", 4, UNHEALTHY, f"GPU {FIRST}: it shows no NVLink, and there are 4 NVSwitches"),
         (ONE + DOWN + TWO + DOWN, 4, UNHEALTHY, f"GPU {FIRST}: NVLinks are inactive: 0"),
         (ONE + ALL_DOWN + TWO + UP, 0, UNHEALTHY, f"GPU {FIRST}: NVLinks are inactive: all"),
         (ONE + UP + TWO + DOWN, 0, UNHEALTHY, f"GPU {SECOND}: NVLinks are inactive: 0"),
         (ONE + UP + TWO, 4, UNHEALTHY, f"GPU {SECOND}: it shows no NVLink"),
         (ONE + UP.replace("26.562 GB/s", "Unknown Error") + TWO + UP, 0, UNHEALTHY, "'Unknown Error'"),
+        (ONE + UP.replace("26.562 GB/s", "26 parsecs") + TWO + UP, 0, UNHEALTHY, "'26 parsecs'"),
+        (ONE_NAMELESS + UP + TWO + DOWN, 0, UNHEALTHY, f"GPU {SECOND}: NVLinks are inactive: 0"),
+        ("GPU 7: NVIDIA H100\n" + UP, 0, UNHEALTHY, "a GPU that it does not know: GPU 7"),
+        ("GPU 0: NVIDIA H100 (UUID: GPU-0)\n" + UP, 0, UNHEALTHY, "a GPU that it does not know: GPU 0"),
         ("NVLink is asleep\n", 0, UNHEALTHY, "not known here: NVLink is asleep"),
     ],
 )

@@ -14,7 +14,7 @@ from gpuyard.health.verdict import HEALTHY, UNHEALTHY
 from gpuyard.health.xid_catalog import AS_OF, CLASSES, INFO, QUARANTINE, RECOVERY_ACTIONS, XIDS
 from gpuyard.lab.faults import gpus as lab
 
-BOOT, OTHER = "a" * 32, "b" * 32
+BOOT, OTHER, ANOTHER = "a" * 32, "b" * 32, "0" * 32
 SINCE = f"s={'c' * 32};i=1f;b={BOOT};m=f4240;t=61;x=9"  # a second after the boot
 
 
@@ -90,6 +90,9 @@ def test_the_last_change_of_the_recovery_action_counts() -> None:
 def test_a_preemptive_cleanup_matters_where_it_comes_alone() -> None:
     alone = judged(line(45), line(45), line(13, at="PCI:0000:29:00"))
     assert {row["gpu"]: row["class"] for row in alone[1]} == {"0000:19:00.0": "FABRIC", "0000:29:00.0": "APP"}
+    other_way = judged(line(13), line(45, at="PCI:0000:29:00"))
+    assert {row["gpu"]: row["class"] for row in other_way[1]} == {"0000:19:00.0": "APP", "0000:29:00.0": "FABRIC"}
+    assert [row["class"] for row in judged(line(45))[1]] == ["FABRIC"]
     assert [row["class"] for row in judged(line(45), line(63))[1]] == [INFO, INFO]
     assert judged(line(45), line(63))[0] == HEALTHY
 
@@ -117,12 +120,20 @@ def test_an_address_is_read_in_all_its_shapes(at: str, gpu: str) -> None:
 
 
 def test_the_same_is_told_once_and_counted() -> None:
-    _, rows, reason = judged(*[line(79)] * 3, line(63), line(79, at="PCI:0000:29:00"), "NVRM: loading NVIDIA UNIX")
+    _, rows, reason = judged(
+        line(79, ", pid=1"),
+        line(79, ", pid=2"),
+        line(79),
+        line(63),
+        line(79, at="PCI:0000:29:00"),
+        "NVRM: loading NVIDIA UNIX",
+    )
     assert [(row["gpu"], row["code"], row["times"]) for row in rows] == [
         ("0000:19:00.0", 79, 3),
         ("0000:19:00.0", 63, 1),
         ("0000:29:00.0", 79, 1),
     ]
+    assert rows[0]["first"] == line(79, ", pid=1")
     assert reason.count("Xid 79") == 2
     assert "63" not in reason
 
@@ -171,8 +182,8 @@ def test_what_was_said_before_the_mark_is_left_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_came_after_a_reboot_counts_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal((BOOT, 2_000_000, line(119)), (OTHER, 3, line(79)))
-    assert [row["code"] for row in probed(monkeypatch, journal).found["xids"]] == [119, 79]
+    journal = Journal((BOOT, 2_000_000, line(119)), (OTHER, 3, line(79)), (ANOTHER, 3, line(74)))
+    assert [row["code"] for row in probed(monkeypatch, journal).found["xids"]] == [119, 79, 74]
 
 
 def test_no_clock_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +200,7 @@ def test_a_line_that_is_not_utf_8_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert [row["code"] for row in probed(monkeypatch, journal).found["xids"]] == [79]
 
 
-@pytest.mark.parametrize("first", ["", SINCE[:-1] + "8"])
+@pytest.mark.parametrize("first", ["", SINCE[:-1] + "8", SINCE[:-1] + "a"])
 def test_a_journal_that_does_not_reach_back_to_the_mark_is_not_health(
     monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:

@@ -71,15 +71,22 @@ def judge(query: tools.Answer, status: tools.Answer, errors: tools.Answer, switc
 
 
 def said(answer: tools.Answer, addresses: Mapping[str, str]) -> dict[str, Said]:
-    """By the address of the GPU. One that nvidia-smi says nothing of has no links."""
+    """By the address of the GPU. One that nvidia-smi says nothing of has no links.
+
+    `addresses` are by UUID, in nvidia-smi's order: where it tells no UUID, the number says which GPU is meant.
+    """
     if not answer.ok:
         raise UnreadError(f"nvidia-smi tells nothing of the NVLinks: {answer.text[:300]}")
     found = {address: Said([], False) for address in addresses.values()}
     address = ""
     for line in answer.text.splitlines():
         if gpu := GPU.match(line):
-            address = addresses.get(gpu.group(2) or "", f"number {gpu.group(1)}")
-            found.setdefault(address, Said([], False))
+            number, uuid = int(gpu.group(1)), gpu.group(2)
+            in_order = dict(enumerate(addresses.values()))
+            known = in_order.get(number) if uuid is None else addresses.get(uuid)
+            if known is None:
+                raise UnreadError(f"nvidia-smi tells of the NVLinks of a GPU that it does not know: {line.strip()}")
+            address = known
         elif link := LINK.fullmatch(line):
             found[address].lines.append((int(link.group(1)), link.group(2).strip()))
         elif NONE_ACTIVE in line.lower():
