@@ -177,29 +177,3 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     assert note(fleet, NODES[1])["previous"]["version"] == SECOND
     assert told["lossless"], told
     fleet.played("verify")
-
-
-def test_a_driver_that_answers_wrong_is_found_by_the_canary_and_one_that_was_wrong_before_is_not_begun(
-    fleet: OwnFleet,
-) -> None:
-    """The answers are of the driver before: what is wrong with the new one alone goes back."""
-    fleet.done("gpuyard", "lab", "break", "--stack", STACK, NODES[0], "engine-wrong-tokens", "rate=0.01")
-    lock(fleet, SECOND)
-    downgrade = ("-e", "nvidia_driver_allow_downgrade=true")
-    with streams(fleet):
-        refused = upgrade(fleet, *downgrade)
-    assert "UPGRADE-REFUSED: change-chat-0 could not begin with driver 580.126.20" in " ".join(refused.output.split())
-    assert "ANSWERS-" in note(fleet, NODES[0])["reason"]
-    assert drivers(fleet) == [THIRD] * 3
-    fleet.done("gpuyard", "lab", "mend", "--stack", STACK, NODES[0], "engine-wrong-tokens")
-
-
-def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
-    with streams(fleet) as told:
-        done = fleet.playbook("operate/rollback_driver", *QUICK)
-    assert done.rc == 0, done.output
-    assert drivers(fleet) == [SECOND] * 3
-    assert told["lossless"], told
-    again = fleet.playbook("operate/rollback_driver", *QUICK)
-    assert (again.rc, again.changed()) == (0, dict.fromkeys(NODES, 0)), again.output
-    assert drivers(fleet) == [SECOND] * 3
