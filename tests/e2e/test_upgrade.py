@@ -156,11 +156,16 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     # What apt has read and kept of the repository is of the time when that was broken.
     fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
     script = '. ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml "$@"'
+    runs = fleet.project / ".gpuyard/runs"
+    before = set(runs.iterdir())
     with streams(fleet) as told:
         operator = subprocess.Popen(
             ["bash", "-c", script, "-", *QUICK], cwd=fleet.project, stdout=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 300
+        while not set(runs.iterdir()) - before:
+            assert time.monotonic() < deadline, "it never claimed the fleet"
+            time.sleep(0.2)
         second = upgrade(fleet)
         assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
         while note(fleet, NODES[1])["state"] != "driver-install-required":
