@@ -182,3 +182,14 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     assert note(fleet, NODES[1])["previous"]["version"] == SECOND
     assert told["lossless"], told
     fleet.played("verify")
+
+
+def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
+    with streams(fleet) as told:
+        done = fleet.playbook("operate/rollback_driver", *QUICK)
+    assert done.rc == 0, done.output
+    assert drivers(fleet) == [SECOND] * 3
+    assert told["lossless"], told
+    again = fleet.playbook("operate/rollback_driver", *QUICK)
+    assert (again.rc, again.changed()) == (0, dict.fromkeys(NODES, 0)), again.output
+    assert drivers(fleet) == [SECOND] * 3
