@@ -86,7 +86,7 @@ def paused(claim: dict[str, Any] | None, run: str) -> dict[str, Any]:
 
 
 def released(claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], result: str) -> dict[str, Any] | None:
-    """The claim given back. What somebody took over is left to them."""
-    if claim is None or claim["run"] != run or claim["operator"] != operator:
+    """The claim given back. What somebody took over is left to them, and what a node ended as halted is not done."""
+    if claim is None or claim["result"] or claim["run"] != run or claim["operator"] != operator:
         return claim
     return {**claim, "result": result}

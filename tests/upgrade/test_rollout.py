@@ -76,6 +76,13 @@ def test_nobody_gives_back_what_another_one_holds() -> None:
     assert released(mine, run="r1", operator=BERT, result="done") == mine
 
 
+def test_a_rollout_that_a_node_has_halted_is_not_done_for_the_others() -> None:
+    halted = released(ask(None), run="r1", operator=ANNA, result="halted")
+    assert halted
+    assert halted["result"] == "halted"
+    assert released(halted, run="r1", operator=ANNA, result="done") == halted
+
+
 def test_the_claim_of_another_fleet_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
         ask({**ask(None), "fleet": "g"})
