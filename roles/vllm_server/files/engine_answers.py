@@ -16,7 +16,6 @@ Prints what was found as JSON; ends with 1 and a refusal on stderr when the answ
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import sys
@@ -25,6 +24,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
+
+from engine_ready import Engine, NotYet
 
 VERSION = 1
 TOKENS = 64
@@ -76,8 +77,8 @@ class Answer(NamedTuple):
     texts: list[str]
 
 
-class Engine:
-    """One engine on this machine, asked as the gateway asks it."""
+class Asked:
+    """One model of an engine on this machine, asked greedily until the time is up."""
 
     def __init__(self, port: int, key: str, model: str, deadline: float) -> None:
         self.port = port
@@ -99,19 +100,11 @@ class Engine:
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Wrong(f"ANSWERS-TIME: {self.model} did not answer all prompts in time; it is too slow or stuck")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=left)
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         began = time.monotonic()
         try:
-            connection.request("POST", "/v1/completions", json.dumps(body), headers)
-            response = connection.getresponse()
-            text = response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise Wrong(f"ANSWERS-NONE: {self.model} does not answer: {error or type(error).__name__}") from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise Wrong(f"ANSWERS-NONE: {self.model} answers {response.status}: {text[:200]}")
+            text = Engine(self.port, self.key, left).ask("POST", "/v1/completions", body)
+        except NotYet as missing:
+            raise Wrong(f"ANSWERS-NONE: {self.model} does not answer: {missing}") from missing
         return read_answer(text, time.monotonic() - began, self.model)
 
 
@@ -135,7 +128,7 @@ def read_answer(text: str, seconds: float, model: str) -> Answer:
         raise Wrong(f"ANSWERS-FORM: {model} gives an answer in another form than vLLM's: {error!r}") from error
 
 
-def ask_all(engine: Engine) -> list[Answer]:
+def ask_all(engine: Asked) -> list[Answer]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda prompt: engine.ask(prompt, TOKENS), PROMPTS))
 
@@ -150,7 +143,7 @@ class Found(NamedTuple):
     """How far the log probability of each same token moved, in nats."""
 
 
-def compare(number: int, base: Answer, now: Answer, engine: Optional[Engine]) -> Found:
+def compare(number: int, base: Answer, now: Answer, engine: Optional[Asked]) -> Found:
     """One answer against the baseline. Behind a tie the engine is asked to go on from the baseline's words."""
     compared, ties, at = 0, 0, 0
     deviations: list[str] = []
@@ -198,7 +191,7 @@ def median(values: Sequence[float]) -> float:
     return ordered[len(ordered) // 2]
 
 
-def judge(base: Sequence[Answer], now: Sequence[Answer], engine: Optional[Engine], model: str) -> dict[str, Any]:
+def judge(base: Sequence[Answer], now: Sequence[Answer], engine: Optional[Asked], model: str) -> dict[str, Any]:
     """What a round found. Raises Wrong where the answers are others."""
     found = [compare(number, before, after, engine) for number, (before, after) in enumerate(zip(base, now))]  # noqa: B905
     deviations = [text for one in found for text in one.deviations]
@@ -231,7 +224,7 @@ def judge(base: Sequence[Answer], now: Sequence[Answer], engine: Optional[Engine
     return told
 
 
-def record(engine: Engine, about: dict[str, Any], path: Path) -> dict[str, Any]:
+def record(engine: Asked, about: dict[str, Any], path: Path) -> dict[str, Any]:
     """Two rounds that say the same; of each answer the faster time."""
     first, again = ask_all(engine), ask_all(engine)
     if degenerate(first) > len(first) // 2:
@@ -251,7 +244,7 @@ def record(engine: Engine, about: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def hold_against(
-    engine: Engine, about: dict[str, Any], path: Path, floor: Optional[float], rounds: int = 3
+    engine: Asked, about: dict[str, Any], path: Path, floor: Optional[float], rounds: int = 3
 ) -> dict[str, Any]:
     """Ask, compare, and where a speed is asked for, ask again before a slow round is believed."""
     base = read(path, about)
@@ -321,7 +314,7 @@ def main() -> int:
     parser.add_argument("--speed-floor", type=float, help="share of the tokens per second that are asked for")
     options = parser.parse_args()
     key = options.key_file.read_text(encoding="utf-8").strip()
-    engine = Engine(options.port, key, options.model, time.monotonic() + options.seconds)
+    engine = Asked(options.port, key, options.model, time.monotonic() + options.seconds)
     about = {name: getattr(options, name) for name in ("model", "engine", "weights", "driver")}
     try:
         if options.verb == "record":
