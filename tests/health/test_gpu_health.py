@@ -25,7 +25,7 @@ from gpuyard.health import (
 from gpuyard.health.thresholds import THRESHOLDS
 from gpuyard.health.verdict import DEGRADED, HEALTHY, UNHEALTHY, Verdict
 from gpuyard.health.xid_catalog import QUARANTINE, RECOVERY_ACTIONS
-from tests.lab.simulated_node import VERSION, Node, boards
+from tests.lab.simulated_node import Node, boards, on
 
 FAMILY = (clocks_event_reasons, ecc_errors, gpu_recovery_action, gpu_temperature, pcie_link, remapped_rows)
 FIRST = "0000:19:00.0"
@@ -46,14 +46,6 @@ def shown(node: Node) -> dict[str, Verdict]:
 
 def unwell(node: Node) -> dict[str, str]:
     return {check: verdict.reason for check, verdict in shown(node).items() if verdict.state == UNHEALTHY}
-
-
-def on(folder: Path, board: str = "H100-SXM5-80GB") -> Node:
-    # Eight are linked by NVSwitches, where the board has NVLinks.
-    node = Node(folder, board, 8)
-    node.install_library(VERSION)
-    node.load(VERSION)
-    return node
 
 
 @pytest.fixture

@@ -139,6 +139,14 @@ class Node:
         return self.run(smi(), *words, timeout=timeout)
 
 
+def on(folder: Path, board: str = "H100-SXM5-80GB") -> Node:
+    """Eight GPUs of a board with their driver; linked by NVSwitches, where the board has NVLinks."""
+    node = Node(folder, board, 8)
+    node.install_library(VERSION)
+    node.load(VERSION)
+    return node
+
+
 def use_library(node: Node, monkeypatch: pytest.MonkeyPatch) -> Any:
     """nvidia-ml-py on the library, in this process, with the node's folder as its machine."""
     import pynvml

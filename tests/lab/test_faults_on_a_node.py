@@ -24,7 +24,7 @@ from gpuyard.lab.place import read_json
 from tools.bench_kill import STATE
 
 from .conftest import Lab, refused
-from .test_gpu_node import DRIVER, SOURCES, UPDATE, install, play
+from .test_gpu_node import DRIVER, UPDATE, install, name_repository, play
 
 pytestmark = pytest.mark.lab
 VERSION = "580.126.20"
@@ -169,12 +169,7 @@ MODEL = {
 def yard(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Yard:
     lab.up()
     node, peer = lab.gpu("t-faults-0"), lab.gateway()
-    mirror = agent.network_read(lab.ref)
-    assert mirror
-    repository = mirror.mirrors.nvidia
-    lab.said(node, f"mkdir -p /etc/apt/keyrings && cat > /etc/apt/keyrings/t.asc <<'EOK'\n{repository.key}\nEOK")
-    source = f"Types: deb\\nURIs: {repository.uri}/\\nSuites: /\\nSigned-By: /etc/apt/keyrings/t.asc\\n"
-    lab.said(node, f"printf '{source}' > {SOURCES}")
+    name_repository(lab, node)
     done = play(lab, node, tmp_path_factory.mktemp("play"))
     assert "failed=0" in done, done
     lab.said(node, f"{UPDATE} && {install(VERSION)} && apt-mark hold {DRIVER}")

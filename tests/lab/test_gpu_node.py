@@ -64,10 +64,8 @@ def install(version: str, *more: str) -> str:
     return f"DEBIAN_FRONTEND=noninteractive apt-get install -y {' '.join(more)} {names}"
 
 
-@pytest.fixture(scope="module")
-def clean(lab: Lab) -> NodeState:
-    lab.up()
-    node = lab.gpu()
+def name_repository(lab: Lab, node: NodeState) -> None:
+    """Have the node know and trust the lab's repository of the driver, of which it has read nothing yet."""
     mirror = agent.network_read(lab.ref)
     assert mirror
     key = mirror.mirrors.nvidia.key
@@ -77,6 +75,13 @@ def clean(lab: Lab) -> NodeState:
         f"printf 'Types: deb\\nURIs: {mirror.mirrors.nvidia.uri}/\\nSuites: /\\n"
         f"Signed-By: /etc/apt/keyrings/t.asc\\n' > {SOURCES}",
     )
+
+
+@pytest.fixture(scope="module")
+def clean(lab: Lab) -> NodeState:
+    lab.up()
+    node = lab.gpu()
+    name_repository(lab, node)
     return node
 
 

@@ -14,7 +14,7 @@ from gpuyard.lab import agent
 from gpuyard.lab.models import NodeState
 
 from .conftest import PROJECT, Lab
-from .test_gpu_node import SOURCES, UPDATE, install, play
+from .test_gpu_node import UPDATE, install, name_repository, play
 
 pytestmark = pytest.mark.lab
 PROBES = "/usr/local/lib/gpuyard/health"
@@ -60,12 +60,7 @@ class Ward:
 def ward(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Ward:
     lab.up()
     node = lab.gpu("t-health-0")
-    mirror = agent.network_read(lab.ref)
-    assert mirror
-    repository = mirror.mirrors.nvidia
-    lab.said(node, f"mkdir -p /etc/apt/keyrings && cat > /etc/apt/keyrings/t.asc <<'EOK'\n{repository.key}\nEOK")
-    source = f"Types: deb\\nURIs: {repository.uri}/\\nSuites: /\\nSigned-By: /etc/apt/keyrings/t.asc\\n"
-    lab.said(node, f"printf '{source}' > {SOURCES}")
+    name_repository(lab, node)
     done = play(lab, node, tmp_path_factory.mktemp("play"))
     assert "failed=0" in done, done
     lab.said(node, f"{UPDATE} && {install('580.126.20')} && modprobe -a nvidia nvidia_uvm")

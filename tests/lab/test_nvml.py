@@ -16,7 +16,7 @@ import pytest
 
 from gpuyard.lab import nvml as folder
 
-from .simulated_node import VERSION, Node, boards, library, use_library
+from .simulated_node import VERSION, Node, boards, library, on, use_library
 
 RECORDED = json.loads((Path(__file__).parent / "recorded/nvidia_smi.json").read_text())
 CODES = [*range(1, 31), 999]
@@ -43,13 +43,6 @@ UNWELL: dict[str, Any] = {
     "recovery_action": 4,
 }
 LINKS = {"3": {"state": "inactive", "crc_errors": 31, "replays": 32, "recoveries": 33}}
-
-
-def on(tmp_path: Path, board: str) -> Node:
-    node = Node(tmp_path, board, 8)
-    node.install_library(VERSION)
-    node.load(VERSION)
-    return node
 
 
 @pytest.fixture
