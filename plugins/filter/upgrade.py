@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
 
 from gpuyard.spec.errors import RefusedError
 from gpuyard.upgrade.waves import Fleet, Model, Node, Policy, refuse_overload, told, waves
@@ -45,7 +46,7 @@ def upgrade_plan(
     asked = Policy(
         canary=int(policy["canary"]),
         max_unavailable=str(policy["max_unavailable"]),
-        accept_downtime=policy["accept_downtime"] in (True, "true", "True", "yes", "1"),
+        accept_downtime=boolean(policy["accept_downtime"]),
     )
     nodes = [node_of(name, hostvars[name]) for name in names]
     fleet = Fleet(int(fleet_nodes), serving_of(names, hostvars))

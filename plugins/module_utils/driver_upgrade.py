@@ -172,13 +172,14 @@ def advance(
 
 def way_back(note: dict[str, Any] | None) -> dict[str, Any]:
     """The driver that a node goes back to: what its last change came from. Raises NoteError where there is none."""
-    found = None
-    if note is not None:
-        found = note["previous"] if note["state"] == "upgrade-done" else note["before"]
-        if note["back"]:
-            found = note["target"]
-        elif found == note["target"] and note["state"] == "upgrade-done":
-            found = note["before"]
+    if note is None:
+        found = None
+    elif note["back"]:
+        found = note["target"]
+    elif note["state"] == "upgrade-done" and note["previous"] != note["target"]:
+        found = note["previous"]
+    else:
+        found = note["before"]
     if found is None:
         raise NoteError(
             "UPGRADE-NOTHING-BACK: the driver of this node was never changed, so there is none to go back to"
