@@ -78,15 +78,18 @@ def test_an_engine_that_did_not_change_raises_no_alarm_whatever_else_it_works_on
     print(f"rounds={ROUNDS} alarms=0 ties={ties:.0f} logprob_moved_max={moved}")
 
 
+# Only the simulated engine is wrong when asked to be.
+simulated_alone = pytest.mark.parametrize("kind", ["simulated"], indirect=True, scope="session")
+
+
 @pytest.fixture
-def control(engine: Engine, kind: str) -> Iterator[Path]:
-    if kind == "real":
-        pytest.skip("only the simulated engine is wrong when asked to be")
+def control(engine: Engine) -> Iterator[Path]:
     path = engine.folder / "control.json"
     yield path
     path.unlink(missing_ok=True)
 
 
+@simulated_alone
 def test_one_wrong_token_in_a_hundred_never_passes(engine: Engine, baseline: Path, control: Path) -> None:
     for seed in range(max(ROUNDS, 10)):
         control.write_text(json.dumps({"wrong_token_rate": 0.01, "seed": seed}))
@@ -95,6 +98,7 @@ def test_one_wrong_token_in_a_hundred_never_passes(engine: Engine, baseline: Pat
         assert done.stderr.startswith("ANSWERS-WRONG"), done.stderr
 
 
+@simulated_alone
 def test_an_engine_a_fifth_slower_never_passes_and_one_as_fast_does(
     engine: Engine, baseline: Path, control: Path
 ) -> None:
