@@ -12,6 +12,8 @@ from gpuyard.cli import plan
 from gpuyard.cli.bench import app as bench_app
 from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import tell
+from gpuyard.cli.upgrade import app as upgrade_app
+from gpuyard.cli.upgrade import runs_app
 from gpuyard.cli.vm import app as vm_app
 from gpuyard.cli.write import write
 from gpuyard.spec.errors import RefusedError
@@ -29,6 +31,8 @@ plan.register(app)
 lab_app.add_typer(vm_app)
 app.add_typer(lab_app)
 app.add_typer(bench_app)
+app.add_typer(upgrade_app)
+app.add_typer(runs_app)
 
 
 def main() -> None:
