@@ -43,6 +43,8 @@ STEPS: dict[str, Step] = {
         (
             "vllm_server/stop",
             "nvidia_driver/unload",
+            # Engines that are stopped may make the old driver log an Xid. From here on each one counts.
+            "node_health/mark",
             "nvidia_driver/install",
             "nvidia_driver/load",
             "nvidia_driver/configure",
@@ -66,6 +68,7 @@ STEPS: dict[str, Step] = {
         (
             "vllm_server/stop",
             "nvidia_driver/unload",
+            "node_health/mark",
             "nvidia_driver/install",
             "nvidia_driver/load",
             "nvidia_driver/configure",
@@ -143,6 +146,8 @@ def begin(
         # What the change before this one came from: the way back for as long as this one has not come.
         "before": before,
         "drained_before": False,
+        # Where the node's journal stood when the new driver came: an Xid behind it is of the new driver.
+        "xid_since": "",
         "touched": False,
         "attempts": 1,
         "reason": "",
@@ -150,7 +155,12 @@ def begin(
 
 
 def advance(
-    note: dict[str, Any], to: str, run: str, reason: str = "", drained_before: bool | None = None
+    note: dict[str, Any],
+    to: str,
+    run: str,
+    reason: str = "",
+    drained_before: bool | None = None,
+    xid_since: str = "",
 ) -> dict[str, Any]:
     """The note in another state. Raises NoteError where the table has no such way, and for a run that lost the node."""
     if note["run"] != run:
@@ -167,6 +177,8 @@ def advance(
     found = {**note, "state": to, "reason": reason, "touched": note["touched"] or to == "driver-install-required"}
     if drained_before is not None and note["state"] == "upgrade-required":
         found["drained_before"] = drained_before
+    if xid_since:
+        found["xid_since"] = xid_since
     return found
 
 

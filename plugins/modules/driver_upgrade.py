@@ -61,6 +61,10 @@ options:
   drained_before:
     description: Whether somebody else had drained the node before; such a node is not opened again.
     type: bool
+  xid_since:
+    description: Mark in the node's journal, from where on an Xid is of the new driver. Kept until another one is given.
+    type: str
+    default: ""
 author: [gpuyard]
 attributes:
   check_mode: {support: full, description: Says what the note would be.}
@@ -99,7 +103,7 @@ def moved(note: Optional[dict[str, Any]], given: dict[str, Any]) -> Optional[dic
         return note
     if note is None:
         raise NoteError("UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_driver.yml")
-    return advance(note, given["to"], given["run"], given["reason"], given["drained_before"])
+    return advance(note, given["to"], given["run"], given["reason"], given["drained_before"], given["xid_since"])
 
 
 def main() -> None:
@@ -115,6 +119,7 @@ def main() -> None:
             "proof": {"type": "dict"},
             "reason": {"type": "str", "default": ""},
             "drained_before": {"type": "bool"},
+            "xid_since": {"type": "str", "default": ""},
         },
         mutually_exclusive=[("target", "to")],
         required_together=[("node", "target")],

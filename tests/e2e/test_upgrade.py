@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,6 +84,28 @@ def upgrade(own: OwnFleet, *words: str) -> Any:
     return own.playbook("operate/upgrade_driver", *QUICK, *words)
 
 
+@contextmanager
+def begun(own: OwnFleet, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An upgrade on its way; ended with the block, if it has not ended by then."""
+    script = '. ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml "$@"'
+    argv = ["bash", "-c", script, "-", *QUICK, *words]
+    operator = subprocess.Popen(argv, cwd=own.project, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield operator
+    finally:
+        if operator.poll() is None:
+            os.killpg(operator.pid, signal.SIGKILL)
+            operator.wait()
+
+
+def until(comes: Callable[[], object], operator: subprocess.Popen[Any], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not comes():
+        assert operator.poll() is None, "it ended before it came to that"
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def recorded(own: OwnFleet) -> list[dict[str, Any]]:
     """The record of the last run, its chain of hashes proven."""
     return record.read(max((own.project / ".gpuyard/runs").glob("*/record.jsonl")))
@@ -151,27 +173,35 @@ def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fl
     fleet.done("gpuyard", "lab", "mend", "--stack", STACK, NODES[1], "dkms-build-fails")
 
 
+def test_an_xid_under_the_new_driver_sends_the_canary_back(fleet: OwnFleet) -> None:
+    """One node has the new driver and is done; the next is the canary, and its kernel tells of an Xid while it is watched."""
+    words = ("--stack", STACK, NODES[1], "xid")
+    fleet.done("gpuyard", "lab", "break", *words, "code=109")
+    fleet.done("gpuyard", "lab", "mend", *words)
+    with streams(fleet) as told, begun(fleet, "-e", "upgrade_canary=2", "-e", "upgrade_soak_seconds=120") as operator:
+        until(lambda: note(fleet, NODES[1])["state"] == "soak-required", operator)
+        fleet.done("gpuyard", "lab", "break", *words, "code=48")
+        assert operator.wait(timeout=300) != 0
+    left = note(fleet, NODES[1])
+    assert left["state"] == "rollback-done"
+    # The one of before the change is nobody's fault here.
+    assert "Xid 48" in left["reason"] and "109" not in left["reason"], left["reason"]
+    fleet.done("gpuyard", "lab", "mend", *words)
+    assert drivers(fleet) == [THIRD, SECOND, SECOND]
+    assert told["lossless"], told
+
+
 def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> None:
     """Killed when the second node is empty and its old driver is out."""
     # What apt has read and kept of the repository is of the time when that was broken.
     fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
-    script = '. ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml "$@"'
     runs = fleet.project / ".gpuyard/runs"
     before = set(runs.iterdir())
-    with streams(fleet) as told:
-        operator = subprocess.Popen(
-            ["bash", "-c", script, "-", *QUICK], cwd=fleet.project, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 300
-        while not set(runs.iterdir()) - before:
-            assert time.monotonic() < deadline, "it never claimed the fleet"
-            time.sleep(0.2)
+    with streams(fleet) as told, begun(fleet) as operator:
+        until(lambda: set(runs.iterdir()) - before, operator)
         second = upgrade(fleet)
         assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
-        while note(fleet, NODES[1])["state"] != "driver-install-required":
-            assert operator.poll() is None, "it ended before it came to that"
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        until(lambda: note(fleet, NODES[1])["state"] == "driver-install-required", operator)
         os.killpg(operator.pid, signal.SIGKILL)
         operator.wait()
         gone_on = upgrade(fleet)
@@ -182,6 +212,35 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     assert note(fleet, NODES[1])["previous"]["version"] == SECOND
     assert told["lossless"], told
     fleet.played("verify")
+
+
+def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fleet: OwnFleet) -> None:
+    """With `gpuyard upgrade`: Ctrl-C once stops it before the second node, and `resume` ends it."""
+    script = ". ./activate && exec gpuyard upgrade rollback --yes --stack change"
+    with streams(fleet) as told:
+        log = (fleet.project / ".gpuyard/rollback.log").open("w+")
+        command = subprocess.Popen(["bash", "-c", script], cwd=fleet.project, stdout=log, stderr=log)
+        until(lambda: note(fleet, NODES[1])["state"] == "drain-required" and note(fleet, NODES[1])["back"], command)
+        command.send_signal(signal.SIGINT)
+        command.wait(timeout=300)
+        log.seek(0)
+        said = log.read()
+        assert command.returncode != 0, said
+        assert "stopping before the next node" in said
+        assert "UPGRADE-PAUSED" in said
+        assert "to go on: gpuyard upgrade resume" in said
+        assert drivers(fleet) == [THIRD, SECOND, THIRD]
+        asked = json.loads(
+            fleet.done("gpuyard", "upgrade", "status", "--stack", STACK, "--json").output.partition("\n")[2]
+        )
+        assert asked["claim"]["paused"]
+        assert asked["nodes"][NODES[2]]["state"] == "upgrade-required"
+        fleet.done("gpuyard", "upgrade", "resume", "--yes", "--stack", STACK)
+    assert drivers(fleet) == [THIRD, SECOND, SECOND]
+    assert told["lossless"], told
+    shown = json.loads(fleet.done("gpuyard", "runs", "show", "--json").output)
+    assert (shown["result"], shown["back"], set(shown["nodes"])) == ("done", True, set(NODES[1:]))
+    assert (fleet.project / ".gpuyard/runs" / shown["run"] / "report.html").is_file()
 
 
 def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:

@@ -162,6 +162,12 @@ def test_the_note_of_another_node_is_refused() -> None:
         begin(begun(), node="b-chat-0", run=RUN, target=NEW, previous=OLD)
 
 
+def test_the_mark_of_the_new_driver_outlives_whoever_set_it() -> None:
+    marked = moved(at("driver-install-required"), "validation-required", xid_since="s=1;i=2")
+    later = moved(marked, "uncordon-required")
+    assert marked["xid_since"] == later["xid_since"] == "s=1;i=2"
+
+
 def test_a_step_that_the_table_does_not_have_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-STATE"):
         moved(begun(), "uncordon-required")
