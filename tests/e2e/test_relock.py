@@ -84,10 +84,10 @@ class Relock:
         assert "DRIVER-LOADED" in refused.output
         assert wish.driver in refused.output
 
-    def converge(self, *consent: str) -> None:
-        """The driver changes in its own way, all else by site.yml."""
-        given = [word for name in ("node_gate_allow_outage", *consent) for word in ("-e", f"{name}=true")]
-        self.own.played("operate/upgrade_driver", *given)
+    def converge(self) -> None:
+        """The driver changes in its own way, all else by site.yml. The only node there is, proven by a real engine."""
+        words = ("--yes", "--accept-downtime", "--soak", "5s", "--stack", self.own.stack)
+        self.own.done("gpuyard", "upgrade", "driver", *words)
         self.own.played("site", "--limit", CHAT)
         self.own.played("verify")
         for node in NODES:

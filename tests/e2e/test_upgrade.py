@@ -174,7 +174,7 @@ def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fl
 
 
 def test_an_xid_under_the_new_driver_sends_the_canary_back(fleet: OwnFleet) -> None:
-    """One node has the new driver and is done; the next is the canary, and its kernel tells of an Xid while it is watched."""
+    """One node is done; the next is the canary, and its kernel tells of an Xid while it is watched."""
     words = ("--stack", STACK, NODES[1], "xid")
     fleet.done("gpuyard", "lab", "break", *words, "code=109")
     fleet.done("gpuyard", "lab", "mend", *words)
