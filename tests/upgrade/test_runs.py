@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from gpuyard.cli import app
 from gpuyard.cli.play import Told, played
-from gpuyard.cli.upgrade import words_of
+from gpuyard.cli.upgrade import runbook, words_of
 from gpuyard.upgrade import record
 from gpuyard.upgrade.record import RecordError
 from gpuyard.upgrade.report import html
 from gpuyard.upgrade.runs import AT_REST, out_of_rotation, run_of, typical
 from plugins.module_utils import driver_upgrade
 
+PROJECT = Path(__file__).resolve().parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
 CLAIM = {
     "event": "claimed",
@@ -120,6 +121,12 @@ def test_the_page_tells_all_and_runs_nothing(tmp_path: Path, moment: Any) -> Non
 
 def test_states_of_rest_are_those_of_the_table() -> None:
     assert AT_REST == driver_upgrade.AT_REST
+
+
+def test_every_state_that_a_node_may_be_left_in_has_a_page() -> None:
+    told = Told(notes={state: {"state": state} for state in driver_upgrade.STEPS})
+    pages = {"on-the-way", "upgrade-required", "rollback-done", "rollback-failed"}
+    assert set(runbook(PROJECT, told)) == {f"docs/runbook/{page}.md" for page in pages}
 
 
 def test_an_edited_record_is_no_run(tmp_path: Path, moment: Any) -> None:

@@ -316,8 +316,18 @@ class Rollout:
         typer.echo(f"all that ansible printed: {told.output}", err=True)
         if run and not told.claim.get("result"):
             typer.echo(f"to go on: gpuyard upgrade resume {run} --stack {self.stack}", err=True)
+        for page in runbook(self.project, told):
+            typer.echo(f"what to do: {page}", err=True)
         touched = any(note["touched"] and note["state"] != "upgrade-done" for note in told.notes.values())
         raise typer.Exit(FINDINGS if touched else REFUSED)
+
+
+def runbook(project: Path, told: Told) -> list[str]:
+    """The pages on the states that nodes were left in, where the project has them."""
+    states = {note["state"] for note in told.notes.values()} - {"upgrade-done"}
+    names = {state if state in (*AT_REST, "upgrade-required") else "on-the-way" for state in states}
+    pages = [f"docs/runbook/{name}.md" for name in sorted(names)]
+    return [page for page in pages if (project / page).is_file()]
 
 
 def view(told: Told, usual: Mapping[str, float]) -> Table:
