@@ -93,6 +93,12 @@ bench-drain: setup ## restart all engines under load, with and without a drain, 
 bench-faults: setup ## break and mend everything ten times in random order and see that the node is as before
 	@. ./activate && GPUYARD_FAULT_ROUNDS=10 pytest -q -s -m lab tests/lab/test_faults_on_a_node.py -k each_fault
 
+.PHONY: bench-resume
+bench-resume: RUNS ?= 10000
+bench-resume: ## try RUNS random histories of crashes in the model of a fleet, and print what was in them
+	@tools/setup venv
+	@. ./activate && GPUYARD_HISTORIES=$(RUNS) pytest -q -s tests/upgrade/test_histories.py
+
 .PHONY: bench-lock
 bench-lock: ## lock 1,000 nodes and 50 models, beside the lab's fleet: time and memory
 	@tools/setup venv

@@ -20,8 +20,10 @@ class Clock(NamedTuple):
 
 
 def lives(claim: dict[str, Any], clock: Clock) -> bool:
-    """Whether the owner was heard of lately. A gateway that has booted since knows nothing of how long ago that was."""
-    return bool(claim["boot"] == clock.boot and clock.seconds - claim["heard"] < LEASE_SECONDS)
+    """Whether the owner may still be there. A gateway that has booted since believes it for as long again: its owner is
+    on another machine, and the gateway's own restart says nothing of that one."""
+    heard = claim["heard"] if claim["boot"] == clock.boot else 0
+    return bool(clock.seconds - heard < LEASE_SECONDS)
 
 
 def claimed(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plugins.module_utils import kept_note
 from plugins.module_utils.driver_upgrade import (
@@ -265,71 +261,3 @@ def test_the_role_and_the_note_know_the_same_flavours() -> None:
         assert {flavour for flavour, pattern in FLAVOURS.items() if re.fullmatch(pattern, name)} == {
             flavour for flavour, pattern in own.items() if re.match(pattern, name)
         }
-
-
-# --- any history ---
-
-
-class Histories(RuleBasedStateMachine):
-    """One node, an operator who may be killed at any moment, a driver that works or does not."""
-
-    @initialize(works=st.booleans(), old_works=st.booleans())
-    def start(self, works: bool, old_works: bool) -> None:
-        self.works, self.old_works = works, old_works
-        self.has = OLD
-        self.open, self.whole = True, True
-        self.note: dict[str, Any] | None = None
-
-    @rule(killed_after=st.integers(min_value=0, max_value=12))
-    def run(self, killed_after: int) -> None:
-        """The playbook, killed after so many steps."""
-        try:
-            self.note = json.loads(json.dumps(begin(self.note, node="a", run=RUN, target=NEW, previous=self.has)))
-        except NoteError:
-            assert self.note and self.note["state"] == "rollback-failed"
-            return
-        for _ in range(killed_after):
-            state = self.note["state"]
-            if state in AT_REST:
-                return
-            step = STEPS[state]
-            ok = all(self.do(does, self.note) for does in step.does)
-            self.note = moved(self.note, step.success if ok else step.failure)
-
-    def do(self, does: str, note: dict[str, Any]) -> bool:
-        back = note["state"] == "rollback-required"
-        if does == "node_gate/drain":
-            self.open = False
-        elif does == "nvidia_driver/install":
-            self.has = note["previous"] if back else note["target"]
-        elif does == "nvidia_driver/verify":
-            self.whole = self.old_works if self.has == OLD else self.works
-            return self.whole
-        elif does == "node_gate/uncordon":
-            assert self.whole, "a node was opened that had not proven itself"
-            self.open = True
-        return True
-
-    @precondition(lambda self: self.note is not None)
-    @invariant()
-    def a_node_at_rest_is_what_its_note_says(self) -> None:
-        assert self.note
-        match self.note["state"]:
-            case "upgrade-done":
-                assert (self.has, self.open) == (NEW, True)
-            case "rollback-done":
-                assert (self.has, self.open) == (OLD, True)
-            case "rollback-failed":
-                assert not self.open
-            case _:
-                pass
-
-    @precondition(lambda self: self.note is not None)
-    @invariant()
-    def where_it_came_from_is_never_forgotten(self) -> None:
-        assert self.note
-        assert self.note["previous"] == OLD or self.note["state"] == "upgrade-done"
-
-
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=300, stateful_step_count=12, deadline=None)

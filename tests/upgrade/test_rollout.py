@@ -38,13 +38,17 @@ def test_one_of_two_operators_wins_and_the_other_is_told_who_did() -> None:
 def test_a_claim_whose_owner_is_gone_goes_on_under_its_own_run() -> None:
     mine = ask(None)
     late = Clock("boot-1", 1000.0 + LEASE_SECONDS)
-    for more in ({"gone": True}, {"take_over": True}, {"clock": late}, {"clock": Clock("boot-2", 1.0)}):
+    later = Clock("boot-2", float(LEASE_SECONDS))
+    for more in ({"gone": True}, {"take_over": True}, {"clock": late}, {"clock": later}):
         taken = ask(mine, BERT, run="r2", **more)
         assert (taken["run"], taken["operator"]) == ("r1", BERT), more
         with pytest.raises(NoteError, match="UPGRADE-FENCED"):
             held(taken, run="r1", operator=ANNA, clock=NOW)
     with pytest.raises(NoteError, match="UPGRADE-TWO"):
         ask(mine, BERT, clock=Clock("boot-1", 999.0 + LEASE_SECONDS))
+    with pytest.raises(NoteError, match="UPGRADE-TWO"):
+        # The gateway was restarted: nothing is known of the owner, so it is believed.
+        ask(mine, BERT, clock=Clock("boot-2", 1.0))
 
 
 def test_to_another_driver_it_is_another_run() -> None:
