@@ -30,9 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuyard.spec.loader import load_fleet
-from tools.bench_kill import run
+from tools.own_fleet import PROJECT, run
 
-PROJECT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("complete", "failed", "truncated", "duplicated", "wrong")
 DROP_IN = "/run/systemd/system/vllm@.service.d/zz-bench-drain.conf"
 
@@ -76,10 +75,10 @@ class Drill:
 
     def run(self, *argv: str, timeout: float = 300) -> str:
         """One command; its output."""
-        code, said = run(*argv, timeout=timeout)
-        if code:
-            raise BenchError(f"`{' '.join(argv)}` ended with {code}:\n{said[-3000:]}")
-        return said
+        done = run(*argv, timeout=timeout)
+        if done.rc:
+            raise BenchError(f"`{' '.join(argv)}` ended with {done.rc}:\n{done.output[-3000:]}")
+        return done.output
 
     def on(self, node: str, line: str) -> str:
         return self.run("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--", line)

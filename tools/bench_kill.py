@@ -18,12 +18,11 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
+from tools.own_fleet import PROJECT, run
 
 # Files that differ between two machines that are the same by intent are left out: identities, caches. Of others it is
 # told what can be the same: that the key of the lab's own repository is there, new with each lab, and the times of a
@@ -40,29 +39,12 @@ cut -d: -f1,2 /etc/shadow
 """
 
 
-def run(*argv: str, timeout: float = 1800) -> tuple[int, str]:
-    """One command in the project: exit code and output."""
-    # A file, not a pipe: a connection that ansible keeps open would hold a pipe open.
-    with tempfile.TemporaryFile("w+") as out:
-        done = subprocess.run(
-            argv,
-            cwd=PROJECT,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            timeout=timeout,
-            check=False,
-        )
-        out.seek(0)
-        return done.returncode, out.read()
-
-
 def must(*argv: str) -> str:
     """One command that has to succeed; its output."""
-    rc, output = run(*argv)
-    if rc:
-        sys.exit(f"{' '.join(argv)} ended with {rc}\n{output[-4000:]}")
-    return output
+    done = run(*argv)
+    if done.rc:
+        sys.exit(f"{' '.join(argv)} ended with {done.rc}\n{done.output[-4000:]}")
+    return done.output
 
 
 def fresh(stack: str) -> None:
@@ -158,18 +140,18 @@ def main() -> int:
         within = moment - began[task - 1]
         watch = Watch()
         killed = killed_when(functools.partial(watch.has_passed, task, within), *site, log=Watch.log)
-        rc, output = run(*site)
-        healthy = rc == 0 and run(*verify)[0] == 0
+        again = run(*site)
+        healthy = again.rc == 0 and run(*verify).rc == 0
         found = state(args.stack)
         same = found == reference
         print(
             f"round {number:2}: {'killed' if killed else 'had ended'} {within:4.1f} s into task {task:3}, "
-            f"again: rc {rc}, verify {'green' if healthy else 'RED'}, "
+            f"again: rc {again.rc}, verify {'green' if healthy else 'RED'}, "
             f"state {digest(found)} {'same' if same else 'DIFFERS'}",
             flush=True,
         )
-        if rc:
-            print(output[-3000:])
+        if again.rc:
+            print(again.output[-3000:])
         for node in reference:
             for line in sorted(set(reference[node]) ^ set(found[node])):
                 print(f"    {node}: {'missing' if line in reference[node] else 'extra  '} {line}")

@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from .conftest import MODEL, PROJECT, OwnFleet, own_fleet
+from tools.own_fleet import PROJECT, OwnFleet, own_fleet
+
+from .conftest import MODEL
 
 pytestmark = pytest.mark.lab
 

@@ -16,7 +16,7 @@ import pytest
 
 from gpuyard.upgrade import record
 
-from .conftest import PROJECT, OwnFleet, own_fleet
+from tools.own_fleet import PROJECT, OwnFleet, own_fleet
 
 pytestmark = pytest.mark.lab
 

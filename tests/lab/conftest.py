@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from gpuyard.lab import agent
 from gpuyard.lab.errors import LabError
 from gpuyard.lab.models import LabRef, NodeSpec, NodeState
 from gpuyard.lab.place import Place, default_cache
+from tools.own_fleet import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 CANNOT = {"LAB-OS", "LAB-ROOT", "LAB-ROOTFS", "LAB-TOOLS", "LAB-CGROUP", "LAB-FS"}
@@ -50,12 +50,6 @@ class Lab:
         done = self.on(node, command)
         assert done.returncode == 0, f"{command!r}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
