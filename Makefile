@@ -89,6 +89,12 @@ bench-kill: setup ## kill a converge ten times and see that the next one comes t
 bench-drain: setup ## restart all engines under load, with and without a drain, and print what each loses
 	@. ./activate && gpuyard lab up --stack drill && python tools/bench_drain.py
 
+.PHONY: bench-upgrade
+bench-upgrade: RUNS = 3
+bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, and without a drain, and print what each loses
+	@tools/setup $(LAB)
+	@. ./activate && python tools/bench_upgrade.py --runs $(RUNS)
+
 .PHONY: bench-faults
 bench-faults: setup ## break and mend everything ten times in random order and see that the node is as before
 	@. ./activate && GPUYARD_FAULT_ROUNDS=10 pytest -q -s -m lab tests/lab/test_faults_on_a_node.py -k each_fault

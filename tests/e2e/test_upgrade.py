@@ -1,4 +1,4 @@
-"""A driver upgraded under streams: it comes, it goes back where it cannot, and a killed operator goes on."""
+"""A driver upgraded under load: it comes, it goes back where it cannot, and a killed operator goes on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from gpuyard.upgrade import record
-
-from tools.own_fleet import PROJECT, OwnFleet, own_fleet
+from tools.bench_upgrade import NAIVE, QUICK, ROLLBACK, UPGRADE, drivers, load, lock, walk
+from tools.own_fleet import OwnFleet, own_fleet
 
 pytestmark = pytest.mark.lab
 
@@ -35,49 +34,8 @@ def fleet() -> Iterator[OwnFleet]:
         yield own
 
 
-def lock(own: OwnFleet, driver: str) -> None:
-    # What this test shows outlives the branches that it shows it with.
-    until = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
-    accept = f'accept: [{{rule: COMPAT-BRANCH-END, reason: Shown in the lab., until: "{until}"}}]\n'
-    own.write(PROJECT / "fleets/drill.yaml", {'branch: "580"': f"version: {driver}"}, accept)
-    own.lock()
-
-
-def drivers(own: OwnFleet) -> list[str]:
-    """The driver that each node has loaded."""
-    line = "grep -o '[0-9]\\{3\\}[.][0-9.]*' /proc/driver/nvidia/version | head -1"
-    return [own.on(node, line).strip() for node in NODES]
-
-
 def note(own: OwnFleet, node: str) -> dict[str, Any]:
     return json.loads(own.on(node, f"cat {NOTE}"))
-
-
-@contextmanager
-def streams(own: OwnFleet) -> Iterator[dict[str, Any]]:
-    """Streams at the gateway all the while; what became of them is there afterwards."""
-    told: dict[str, Any] = {}
-    words = ["gpuyard", "bench", "load", f"http://127.0.0.1:{own.port}", "--rate", "15", "--duration", "900"]
-    words += ["--mix", "short=0,long=0,streamed=1", "--key-file", f".gpuyard/secrets/{STACK}/api_key", "--json"]
-    script = '. ./activate && exec "$@"'
-    with (own.project / ".gpuyard/load.json").open("w+") as out:
-        load = subprocess.Popen(
-            ["bash", "-c", script, "-", *words], cwd=own.project, stdout=out, stderr=subprocess.DEVNULL
-        )
-        try:
-            time.sleep(3)
-            yield told
-        finally:
-            # It sends nothing new, waits for what runs, and tells.
-            load.send_signal(signal.SIGINT)
-            load.wait(timeout=120)
-            out.seek(0)
-            told |= json.loads(out.read())
-    print({name: told[name] for name in ("requests", "complete", "failed", "truncated", "duplicated", "wrong")})
-
-
-# Nobody is asked, and the canary is looked at twice.
-QUICK = ("-e", "upgrade_confirm=false", "-e", "upgrade_soak_seconds=5", "-e", "upgrade_soak_every=5")
 
 
 def upgrade(own: OwnFleet, *words: str) -> Any:
@@ -87,9 +45,8 @@ def upgrade(own: OwnFleet, *words: str) -> Any:
 @contextmanager
 def begun(own: OwnFleet, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """An upgrade on its way; ended with the block, if it has not ended by then."""
-    script = '. ./activate && exec ansible-playbook -i inventories/change playbooks/operate/upgrade_driver.yml "$@"'
-    argv = ["bash", "-c", script, "-", *QUICK, *words]
-    operator = subprocess.Popen(argv, cwd=own.project, stdout=subprocess.DEVNULL, start_new_session=True)
+    argv = ("ansible-playbook", "-i", f"inventories/{STACK}", UPGRADE[1], *QUICK, *words)
+    operator = subprocess.Popen(own.words(*argv), cwd=own.project, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield operator
     finally:
@@ -123,19 +80,19 @@ def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFle
     check = upgrade(fleet, "--check")
     assert check.rc == 0, check.output
     assert drivers(fleet) == [FIRST] * 3
-    with streams(fleet) as told:
-        done = upgrade(fleet)
-    assert done.rc == 0, done.output
+    seen = walk(fleet, UPGRADE)
     assert drivers(fleet) == [SECOND] * 3
     assert [note(fleet, node)["state"] for node in NODES] == ["upgrade-done"] * 3
-    assert "canary 1: change-chat-0" in done.output
+    assert "canary 1: change-chat-0" in seen.run.output
     for node in NODES:
         assert walked(fleet, node) == [*WAY, "soak-required", "upgrade-done"]
     (proof,) = [event["proof"] for event in recorded(fleet) if event.get("node") == NODES[0] and event.get("proof")]
     assert (proof["answers"][0]["compared"], proof["answers"][0]["deviations"]) == (1024, 0)
     assert [event["event"] for event in recorded(fleet) if event["event"] != "state"] == ["claimed", "released"]
-    assert told["requests"] > 300
-    assert told["lossless"], told
+    assert seen.told["requests"] > 300
+    assert seen.told["lossless"], seen.told
+    assert min(seen.outages.values()) > 1
+    assert seen.downloaded == 0
     fleet.played("verify")
     assert upgrade(fleet).changed() == dict.fromkeys(NODES, 0), "a second run changes nothing"
 
@@ -157,7 +114,7 @@ def test_the_last_node_of_a_model_is_refused_and_left_as_it_is(fleet: OwnFleet) 
 def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fleet: OwnFleet) -> None:
     break_it = ("gpuyard", "lab", "break", "--stack", STACK, NODES[1], "dkms-build-fails", f"version={THIRD}")
     fleet.done(*break_it)
-    with streams(fleet) as told:
+    with load(fleet) as told:
         refused = upgrade(fleet)
     assert refused.rc != 0
     assert "UPGRADE-ROLLED-BACK" in refused.output
@@ -178,7 +135,7 @@ def test_an_xid_under_the_new_driver_sends_the_canary_back(fleet: OwnFleet) -> N
     words = ("--stack", STACK, NODES[1], "xid")
     fleet.done("gpuyard", "lab", "break", *words, "code=109")
     fleet.done("gpuyard", "lab", "mend", *words)
-    with streams(fleet) as told, begun(fleet, "-e", "upgrade_canary=2", "-e", "upgrade_soak_seconds=120") as operator:
+    with load(fleet) as told, begun(fleet, "-e", "upgrade_canary=2", "-e", "upgrade_soak_seconds=120") as operator:
         until(lambda: note(fleet, NODES[1])["state"] == "soak-required", operator)
         fleet.done("gpuyard", "lab", "break", *words, "code=48")
         assert operator.wait(timeout=300) != 0
@@ -197,7 +154,7 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
     fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
     runs = fleet.project / ".gpuyard/runs"
     before = set(runs.iterdir())
-    with streams(fleet) as told, begun(fleet) as operator:
+    with load(fleet) as told, begun(fleet) as operator:
         until(lambda: set(runs.iterdir()) - before, operator)
         second = upgrade(fleet)
         assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
@@ -216,10 +173,10 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
 
 def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fleet: OwnFleet) -> None:
     """With `gpuyard upgrade`: Ctrl-C once stops it before the second node, and `resume` ends it."""
-    script = ". ./activate && exec gpuyard upgrade rollback --yes --stack change"
-    with streams(fleet) as told:
+    words = fleet.words("gpuyard", "upgrade", "rollback", "--yes", "--stack", STACK)
+    with load(fleet) as told:
         log = (fleet.project / ".gpuyard/rollback.log").open("w+")
-        command = subprocess.Popen(["bash", "-c", script], cwd=fleet.project, stdout=log, stderr=log)
+        command = subprocess.Popen(words, cwd=fleet.project, stdout=log, stderr=log)
         until(lambda: note(fleet, NODES[1])["state"] == "drain-required" and note(fleet, NODES[1])["back"], command)
         command.send_signal(signal.SIGINT)
         command.wait(timeout=300)
@@ -244,11 +201,20 @@ def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fle
 
 
 def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
-    with streams(fleet) as told:
-        done = fleet.playbook("operate/rollback_driver", *QUICK)
-    assert done.rc == 0, done.output
+    seen = walk(fleet, ROLLBACK)
     assert drivers(fleet) == [SECOND] * 3
-    assert told["lossless"], told
+    assert seen.told["lossless"], seen.told
+    assert seen.downloaded == 0
     again = fleet.playbook("operate/rollback_driver", *QUICK)
     assert (again.rc, again.changed()) == (0, dict.fromkeys(NODES, 0)), again.output
     assert drivers(fleet) == [SECOND] * 3
+
+
+def test_the_same_without_a_drain_loses_requests_so_that_the_load_would_show_a_loss(fleet: OwnFleet) -> None:
+    """Last: what it leaves on the nodes, the product has no note of."""
+    seen = walk(fleet, NAIVE)
+    assert drivers(fleet) == [THIRD] * 3
+    assert not seen.told["lossless"]
+    assert seen.told["failed"] + seen.told["truncated"] > 0
+    assert min(seen.outages.values()) > 1
+    assert seen.downloaded > 0
