@@ -96,7 +96,8 @@ bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, a
 	@. ./activate && python tools/bench_upgrade.py --runs $(RUNS)
 
 .PHONY: bench-faults
-bench-faults: setup ## break and mend everything ten times in random order and see that the node is as before
+bench-faults: setup ## break a node in each way while its driver is upgraded under load; then break and mend everything ten times
+	@. ./activate && python tools/bench_upgrade_faults.py
 	@. ./activate && GPUYARD_FAULT_ROUNDS=10 pytest -q -s -m lab tests/lab/test_faults_on_a_node.py -k each_fault
 
 .PHONY: bench-resume

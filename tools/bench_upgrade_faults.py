@@ -1,0 +1,242 @@
+"""Break a node while its driver is changed under load, one fault after the other, and print how each ends.
+
+The fleet is made for it: three GPU nodes with simulated engines. One node is upgraded, the fault comes at the moment
+that its row names, and the load (`gpuyard bench load`) runs all the while. A row is as expected only if it ends as it
+says and no request is lost. Seconds to detection are those from the fault, or from
+the beginning of the playbook where the fault was there before, to the refusal or to the record's `rollback-required`;
+seconds to recovery, to the node's next state of rest.
+
+Usage: python tools/bench_upgrade_faults.py [--only FAULT...] [--seed N]
+Exit code 0 only if every row ends as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpuyard.upgrade import record
+from tools.bench_upgrade import LOST, NEW, OLD, QUICK, UPGRADE, load, lock, nodes_of, wait
+from tools.own_fleet import CommandError, OwnFleet, own_fleet
+
+NOTE = "/var/lib/gpuyard/driver-upgrade.json"
+REFUSED, ROLLED_BACK, QUARANTINED, RESUMED = "refused", "rolled back", "quarantined", "resumed"
+REST = {ROLLED_BACK: "rollback-done", QUARANTINED: "rollback-failed", RESUMED: "upgrade-done"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, when it comes and goes, and how the upgrade is to end."""
+
+    fault: str
+    parameters: tuple[str, ...]
+    at: str
+    """The state of the node in which it comes; "" before the upgrade."""
+    until: str
+    """The state in which it is mended; "" after all. What the new driver does wrong goes with it."""
+    end: str
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.fault, *self.parameters))
+
+
+BACK = "rollback-required"
+INSTALL, PROVE, SOAK = "driver-install-required", "validation-required", "soak-required"
+ROWS = (
+    # Of the new driver: gone with it.
+    Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK),
+    Row("postinst-fails", (), INSTALL, BACK, ROLLED_BACK),
+    Row("gpu-not-supported", (), INSTALL, BACK, ROLLED_BACK),
+    Row("gpu-missing", (), INSTALL, BACK, ROLLED_BACK),
+    Row("gpu-init-fails", (), INSTALL, BACK, ROLLED_BACK),
+    Row("nvml-hangs", (), INSTALL, BACK, ROLLED_BACK),
+    Row("ecc", (), PROVE, BACK, ROLLED_BACK),
+    Row("pcie-narrow", (), INSTALL, BACK, ROLLED_BACK),
+    Row("engine-crash-loop", (), INSTALL, BACK, ROLLED_BACK),
+    Row("engine-cuda-error", (), INSTALL, BACK, ROLLED_BACK),
+    Row("engine-wrong-tokens", ("rate=0.01",), INSTALL, BACK, ROLLED_BACK),
+    Row("engine-slow", ("factor=1.25",), INSTALL, BACK, ROLLED_BACK),
+    Row("xid", ("code=48",), SOAK, BACK, ROLLED_BACK),
+    # Of the node: there with either driver.
+    Row("engine-wrong-tokens", ("rate=0.02",), INSTALL, "", QUARANTINED),
+    # Of whoever changes it, or of its power.
+    Row("program-killed", (), INSTALL, "", RESUMED),
+    Row("program-killed", (), PROVE, "", RESUMED),
+    Row("power-cut", (), INSTALL, "", RESUMED),
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    row: Row
+    end: str
+    reason: str
+    detected: float | None
+    recovered: float | None
+    told: dict[str, Any]
+
+    @property
+    def lost(self) -> int:
+        return sum(self.told[name] for name in LOST)
+
+    @property
+    def good(self) -> bool:
+        return self.end == self.row.end and self.told["lossless"]
+
+
+class Bench:
+    def __init__(self, own: OwnFleet) -> None:
+        self.own = own
+        self.node = nodes_of(own)[0]
+
+    def lab(self, verb: str, *words: str) -> None:
+        # A fault of the machine that the playbook runs on is one of no node.
+        self.own.done("gpuyard", "lab", verb, "--stack", self.own.stack, *words)
+
+    def place(self, row: Row) -> str:
+        return "controller" if row.fault == "program-killed" else self.node
+
+    def note(self) -> dict[str, Any]:
+        with suppress(CommandError, ValueError):
+            return json.loads(self.own.on(self.node, f"cat {NOTE}"))
+        return {"state": "", "reason": ""}
+
+    def play(self) -> subprocess.Popen[bytes]:
+        words = ("ansible-playbook", "-i", f"inventories/{self.own.stack}", UPGRADE[1], "--limit", self.node, *QUICK)
+        log = (self.own.project / ".gpuyard/upgrade.log").open("wb")
+        return subprocess.Popen(self.own.words(*words), cwd=self.own.project, stdout=log, stderr=subprocess.STDOUT)
+
+    def walk(self, row: Row) -> Ended:
+        """One row, from a fleet on the old driver to a fleet on the old driver."""
+        runs = self.own.project / ".gpuyard/runs"
+        known = set(runs.glob("*")) if runs.is_dir() else set[Path]()
+        with load(self.own) as told:
+            if not row.at:
+                self.lab("break", self.place(row), row.fault, *row.parameters)
+            began = time.time()
+            playing = self.play()
+            if row.at:
+                wait(row.at, lambda: self.note()["state"] == row.at or playing.poll() is not None, 300)
+                began = time.time()
+                self.lab("break", self.place(row), row.fault, *row.parameters)
+            if row.until:
+                wait(row.until, lambda: self.note()["state"] == row.until or playing.poll() is not None, 600)
+                self.lab("mend", self.place(row), row.fault)
+            code = self.end_of(playing)
+            ended = time.time()
+            if row.end == RESUMED:
+                if not code:
+                    raise CommandError(f"{row.name}: it was to be interrupted, and came to its end")
+                self.lab("mend", self.place(row), row.fault)
+                self.own.played("operate/upgrade_driver", "--limit", self.node, *QUICK)
+            note = self.note()
+        found = [path for path in (set(runs.glob("*")) - known if runs.is_dir() else ()) if path.is_dir()]
+        events = record.read(max(found) / "record.jsonl") if found else []
+        states = {event["state"]: moment(event) for event in events if event.get("node") == self.node}
+        end = next((name for name, state in REST.items() if state == note["state"] and state in states), "")
+        if not end and "drain-required" not in states:
+            end = REFUSED
+        detected = states.get(BACK, ended) if end != RESUMED else None
+        rested = None if end == REFUSED else states.get(REST.get(end, ""))
+        self.tidy(row, end)
+        return Ended(
+            row,
+            end or f"left at {note['state']}",
+            self.reason() if end == REFUSED else note["reason"],
+            detected - began if detected else None,
+            rested - began if rested else None,
+            told,
+        )
+
+    def end_of(self, playing: subprocess.Popen[bytes]) -> int:
+        try:
+            return playing.wait(timeout=600)
+        except subprocess.TimeoutExpired:
+            playing.send_signal(signal.SIGKILL)
+            raise CommandError("the upgrade does not come to its end") from None
+
+    def reason(self) -> str:
+        lines = (self.own.project / ".gpuyard/upgrade.log").read_text(errors="replace").splitlines()
+        return next((line.strip() for line in lines if "ERROR" in line), "")
+
+    def tidy(self, row: Row, end: str) -> None:
+        with suppress(CommandError):
+            self.lab("mend", "--all", self.place(row))
+        if end == QUARANTINED:
+            self.own.on(self.node, f"rm {NOTE}")
+            lock(self.own, OLD)
+            self.own.played("site", "--limit", self.node)
+            self.own.played("operate/undrain_node", "--limit", self.node)
+            lock(self.own, NEW)
+        elif end == RESUMED:
+            self.own.played("operate/rollback_driver", "--limit", self.node, *QUICK)
+
+
+def moment(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["at"]).timestamp()
+
+
+def table_of(found: Sequence[Ended]) -> Table:
+    table = Table(title="one node upgraded under load, and broken", title_justify="left")
+    columns = ("fault", "comes at", "ends", "as expected", "detected, s", "at rest, s", "requests", "lost", "reason")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for one in found:
+        times = ("-" if value is None else f"{value:.0f}" for value in (one.detected, one.recovered))
+        good = "yes" if one.good else "no"
+        counts = str(one.told["requests"]), str(one.lost)
+        table.add_row(one.row.name, one.row.at or "before", one.end, good, *times, *counts, one.reason[:60])
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="FAULT", help="these rows alone")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  (dice, not a secret)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    rows = [row for row in ROWS if not options.only or row.fault in options.only]
+    random.Random(options.seed).shuffle(rows)  # noqa: S311
+    found: list[Ended] = []
+    with own_fleet("faulty") as own:
+        lock(own, OLD)
+        own.done("gpuyard", "lab", "up", "--stack", own.stack)
+        lock(own, NEW)
+        bench = Bench(own)
+        for row in rows:
+            found.append(bench.walk(row))
+            print(f"{row.name}: {found[-1].end} ({found[-1].reason[:100]})", flush=True)
+    Console(width=160).print(table_of(found))
+    times = sorted(one.recovered for one in found if one.recovered is not None)
+    figures = {
+        "faults": len(found),
+        "as_expected": sum(one.good for one in found),
+        **{end.replace(" ", "_"): sum(one.end == end for one in found) for end in (REFUSED, *REST)},
+        "requests": sum(one.told["requests"] for one in found),
+        "lost": sum(one.lost for one in found),
+        "recovery_median": round(statistics.median(times), 1) if times else 0,
+        "recovery_max": round(max(times, default=0), 1),
+        "seed": options.seed,
+    }
+    print(" ".join(f"{name}={value}" for name, value in figures.items()))
+    return 0 if all(one.good for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
