@@ -125,7 +125,7 @@ def installed(facts: Facts) -> Iterable[Finding]:
     missing = sorted(set(facts.pins) - set(facts.packages))
     there = {name: facts.packages[name] for name in sorted(facts.pins) if name in facts.packages}
     other = [name for name, package in there.items() if package.version != facts.pins[name]]
-    half = [name for name, package in there.items() if name not in other and package.status != "installed"]
+    half = [name for name, package in there.items() if package.status != "installed"]
     if missing:
         yield Finding("DRIFT-INSTALLED", f"{', '.join(missing)} is not installed", why, DRIVER)
     if other:
