@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from gpuyard.cli import app
 from gpuyard.cli import drift as command
+from gpuyard.cli.play import Told
 
 WELL = {"findings": [], "failed": "", "loaded": "580.126.20", "locked": "580.126.20", "next_kernel": "6.1.0-41-amd64"}
 LOST = {
@@ -32,14 +32,13 @@ def finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     result.write_text(json.dumps({"of-yesterday": WELL}))
 
     def find(nodes: dict[str, Any] | None) -> None:
-        def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-            assert words == ["ansible-playbook", "-i", "inventories/lab", "playbooks/operate/check_drift.yml"]
-            assert options["env"]["GPUYARD_PROJECT"] == str(tmp_path)
+        def played(*words: Any) -> Told:
+            assert words == (tmp_path, "lab", "check_drift", [])
             if nodes is not None:
                 result.write_text(json.dumps(nodes))
-            return subprocess.CompletedProcess(words, 2)
+            return Told(rc=2, failures=["GATE: nobody is there"])
 
-        monkeypatch.setattr(command.subprocess, "run", run)
+        monkeypatch.setattr(command, "played", played)
 
     return find
 
@@ -53,7 +52,6 @@ def test_a_fleet_that_is_as_locked_ends_with_0(finding: Any) -> None:
     done = drift()
     assert done.exit_code == 0
     assert "580.126.20" in done.stdout
-    assert "↳ ansible-playbook -i inventories/lab playbooks/operate/check_drift.yml" in done.stderr
 
 
 def test_drift_is_told_node_by_node_and_ends_with_1(finding: Any) -> None:
@@ -76,4 +74,5 @@ def test_what_an_earlier_run_found_does_not_pass_for_an_answer(finding: Any) -> 
     finding(None)
     done = drift("--json")
     assert done.exit_code == 3
-    assert json.loads(done.stdout)["refused"]["rule"] == "DRIFT-LOOK"
+    refused = json.loads(done.stdout)["refused"]
+    assert (refused["rule"], refused["found"]) == ("DRIFT-UNKNOWN", "GATE: nobody is there")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +10,10 @@ import typer
 from rich.table import Table
 
 from gpuyard.cli.lab import Stack, console, project_of
+from gpuyard.cli.play import played
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.spec.errors import RefusedError
 
-PLAYBOOK = "playbooks/operate/check_drift.yml"
 RESULT = Path(".gpuyard/drift.json")  # what the playbook writes
 
 
@@ -41,22 +38,15 @@ def drift(
 
 def look(project: Path, stack: str) -> dict[str, dict[str, Any]]:
     """What the playbook found on each node. Raises RefusedError where it did not come to write that."""
-    command = ["ansible-playbook", "-i", f"inventories/{stack}", PLAYBOOK]
     result = project / RESULT
     result.unlink(missing_ok=True)  # what an earlier run found must not pass for what this one did
-    typer.echo(f"↳ {' '.join(command)}", err=True)
-    try:
-        # Standard output is for the answer. The playbook writes into the project that it is told.
-        told = {**os.environ, "GPUYARD_PROJECT": str(project)}
-        code = subprocess.run(command, cwd=project, env=told, stdout=sys.stderr, check=False).returncode
-    except FileNotFoundError as error:
-        found = "ansible-playbook is not on the PATH"
-        raise RefusedError("DRIFT-ACTIVATE", found, "it looks at the nodes", "run `. ./activate`") from error
+    told = played(project, stack, "check_drift", [])
     try:
         return json.loads(result.read_text())
     except (OSError, ValueError) as error:
-        found = f"`{' '.join(command)}` ended with {code} and wrote no {RESULT}"
-        raise RefusedError("DRIFT-LOOK", found, "so nothing is known of any node", "mend what it says above") from error
+        found = told.failures[0] if told.failures else f"the playbook ended with {told.rc} and wrote no {RESULT}"
+        change = f"{told.output} has all that it printed"
+        raise RefusedError("DRIFT-UNKNOWN", found, "so nothing is known of any node", change) from error
 
 
 def tell(nodes: dict[str, dict[str, Any]]) -> None:
