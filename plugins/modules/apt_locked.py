@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.fleet.plugins.module_utils.dpkg import GONE, QUERY, parse_broken
 
 DOCUMENTATION = r"""
 module: apt_locked
@@ -18,6 +22,8 @@ description:
     when another package would have to go, or when a version would go back without consent.
   - Ends a transaction that was interrupted (C(dpkg --configure -a)) before it starts its own.
   - Sets the hold again after each change, since a change of a held package clears it.
+  - Keeps the files of a set in a folder, each verified against the hash in apt's signed index, and installs from there
+    without a download, so that neither the way there nor the way back needs the repository.
 options:
   packages:
     description: Package names with the exact version of each.
@@ -26,7 +32,8 @@ options:
   state:
     description:
       - C(present) installs and holds; C(absent) purges what is there of these packages, whatever its version.
-      - C(fetched) only brings the files to the node, verified, so that a later transaction downloads nothing.
+      - C(fetched) only brings the files to C(kept), and those of packages that would come along, so that a later
+        transaction downloads nothing. It reads the index again; where that fails, files that were verified before do.
     type: str
     choices: [present, absent, fetched]
     default: present
@@ -36,6 +43,11 @@ options:
     type: list
     elements: str
     default: []
+  kept:
+    description:
+      - Folder of this set of packages, with their hashes in C(SHA256SUMS). What is missing there is fetched before
+        anything is installed, and the transaction downloads nothing. Without it apt downloads into its own archives.
+    type: path
   allow_downgrade:
     description: Consent to go back to an older version.
     type: bool
@@ -90,22 +102,19 @@ ended_interrupted:
   description: Whether an interrupted transaction of dpkg was ended first.
   returned: success
   type: bool
+index_read:
+  description: Whether the index was read again where that was asked for; not where kept files had to do.
+  returned: success
+  type: bool
 looked_up:
   description: Whether the versions were looked up; a check run before the repository is there cannot.
   returned: success
   type: bool
 """
 
-ARCHIVES = "/var/cache/apt/archives"
+SUMS = "SHA256SUMS"
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 VERSION = re.compile(r"(?:[0-9]+:)?[0-9][A-Za-z0-9.+~-]*")
-
-# What dpkg-query prints for each package; `Have` is read from it.
-QUERY = "${Package}\t${Architecture}\t${Version}\t${db:Status-Want}\t${db:Status-Status}\n"
-
-GONE = ("not-installed", "config-files")
-# Triggers that still wait are dpkg's everyday life, not a fault.
-WHOLE = (*GONE, "installed", "triggers-pending", "triggers-awaited")
 
 APT_GET = (
     "apt-get",
@@ -159,12 +168,6 @@ def parse_installed(text: str, architecture: str) -> dict[str, Have]:
     return installed
 
 
-def parse_broken(text: str) -> dict[str, str]:
-    """Packages that are neither whole nor gone, with their state in dpkg's word."""
-    fields = [line.split("\t") for line in text.splitlines()]
-    return {name: status for name, _, _, _, status in fields if status not in WHOLE}
-
-
 def parse_known(text: str) -> dict[str, list[str]]:
     """Versions that `apt-cache madison` lists for each package, in its order: newest first."""
     known: dict[str, list[str]] = {}
@@ -176,6 +179,22 @@ def parse_known(text: str) -> dict[str, list[str]]:
             if fields[1] not in versions:
                 versions.append(fields[1])
     return known
+
+
+def parse_hashes(text: str) -> dict[str, set[str]]:
+    """SHA-256 of each package's file, as the stanzas of `apt-cache show` say; those of what is installed have none."""
+    hashes: dict[str, set[str]] = {}
+    for stanza in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line))
+        if "SHA256" in fields:
+            hashes.setdefault(fields["Package"], set()).add(fields["SHA256"])
+    return hashes
+
+
+def parse_arrivals(simulation: str) -> dict[str, str]:
+    """Packages that a simulated transaction would install, with the version of each."""
+    found = re.findall(r"^Inst ([^\s:]+)\S*(?: \[\S*\])? \((\S+)", simulation, re.MULTILINE)
+    return dict(found)
 
 
 def parse_removals(simulation: str) -> list[str]:
@@ -211,11 +230,77 @@ def describe(names: Sequence[str], state: dict[str, Have]) -> str:
     return "".join(lines)
 
 
+class Kept:
+    """A folder with the files of one set, and the hash that each had when it was verified."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._sums: dict[str, str] = {}
+        if (folder / SUMS).is_file():
+            lines = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+            self._sums = {name: digest for digest, name in lines}
+        self._found: dict[Path, str] = {}
+
+    def file(self, name: str, version: str, offered: Sequence[str] = ()) -> Optional[Path]:
+        """The file of a package, where it is still the one that was verified, and one that the index offers.
+
+        An index that does not have the version any more offers nothing, and takes nothing away.
+        """
+        for path in sorted(self.folder.glob(f"{name}_{version.replace(':', '%3a')}_*.deb")):
+            known = self._sums.get(path.name)
+            if known and self._digest(path) == known and (not offered or known in offered):
+                return path
+        return None
+
+    def holds(self, packages: dict[str, str]) -> bool:
+        return all(self.file(name, version) for name, version in packages.items())
+
+    def word(self, name: str, version: str) -> str:
+        """How apt is asked for it: by its file, which needs no index, or by its version."""
+        return str(self.file(name, version) or f"{name}={version}")
+
+    def take(self, path: Path, offered: Sequence[str]) -> None:
+        """Keeps a file that was fetched. Raises RefusedError for one that the index does not offer."""
+        digest, into = self._digest(path), self.folder / path.name
+        if digest not in offered:
+            raise RefusedError(
+                f"APT-HASH: {path.name} is not the file that the signed index names. Nothing was changed. Mend the "
+                "repository, then run again."
+            )
+        path.replace(into)
+        self._found[into] = self._sums[into.name] = digest
+        half = self.folder / f".{SUMS}"
+        half.write_text("".join(f"{sum_}  {name}\n" for name, sum_ in sorted(self._sums.items())))
+        half.replace(self.folder / SUMS)
+
+    def _digest(self, path: Path) -> str:
+        if path not in self._found:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+            self._found[path] = digest.hexdigest()
+        return self._found[path]
+
+
 class Node:
     """The node's package manager. Each command is a list of words; nothing passes a shell."""
 
     def __init__(self, run: Callable[..., tuple[int, str, str]]) -> None:
         self._run = run
+        self._index: list[str] = []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is read of the index meanwhile lies in a folder of its own, and is gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="gpuyard-apt-") as folder:
+            (Path(folder) / "partial").mkdir()
+            self._index = [f"--option=Dir::State::lists={folder}", "--option=APT::Sandbox::User=root"]
+            self._index += ["--option=Dir::Cache::pkgcache=", "--option=Dir::Cache::srcpkgcache="]
+            try:
+                yield
+            finally:
+                self._index = []
 
     def _ask(self, *command: str) -> str:
         code, out, err = self._run(list(command), environ_update=ENVIRONMENT)
@@ -230,7 +315,13 @@ class Node:
         return parse_installed(self._run(query, environ_update=ENVIRONMENT)[1], architecture)
 
     def known(self, names: Sequence[str]) -> dict[str, list[str]]:
-        return parse_known(self._ask("apt-cache", "madison", *sorted(names)))
+        return parse_known(self._ask("apt-cache", *self._index, "madison", *sorted(names)))
+
+    def hashes(self, packages: dict[str, str]) -> dict[str, set[str]]:
+        """What the index says of the files of these versions; nothing of those that it does not have."""
+        words = [f"{name}={version}" for name, version in sorted(packages.items())]
+        # apt-cache exits 100 when it does not have one of them, and tells of the others all the same.
+        return parse_hashes(self._run(["apt-cache", *self._index, "show", *words], environ_update=ENVIRONMENT)[1])
 
     def refresh(self, sources_file: str) -> None:
         """Reads this one repository's index. Other repositories, which may be out of reach, are left as they are."""
@@ -243,6 +334,7 @@ class Node:
             "--option=Dir::Etc::SourceParts=-",
             "--option=APT::Get::List-Cleanup=0",
             "--option=DPkg::Lock::Timeout=300",
+            *self._index,
         ]
         code, out, err = self._run(command, environ_update=ENVIRONMENT)
         if code != 0:
@@ -285,10 +377,9 @@ class Node:
                 )
             )
 
-    def fetch(self, words: Sequence[str]) -> None:
-        """Into apt's own archives, where a transaction finds them."""
+    def fetch(self, words: Sequence[str], into: Path) -> None:
         command = ["apt-get", "download", *words]
-        code, out, err = self._run(command, environ_update=ENVIRONMENT, cwd=ARCHIVES)
+        code, out, err = self._run(command, environ_update=ENVIRONMENT, cwd=str(into))
         if code != 0:
             raise RefusedError(
                 f"APT-FETCH: {', '.join(words)} did not come to the node: {tail(err or out)}. Nothing was changed. "
@@ -326,17 +417,89 @@ def refuse_broken(node: Node, mended: Sequence[str]) -> None:
         )
 
 
+def read_index(node: Node, sources_file: str, kept: Optional[Kept], packages: dict[str, str]) -> str:
+    """Reads the index again; why that failed, where the files of all these packages are kept and it may fail."""
+    try:
+        node.refresh(sources_file)
+    except RefusedError as error:
+        if kept and packages and kept.holds(packages):
+            return str(error)
+        raise
+    return ""
+
+
+def refuse_unknown(missing: Sequence[str]) -> None:
+    if missing:
+        raise RefusedError(
+            "APT-VERSION-UNKNOWN: not to be had on this node: {}. Lock a version that is there, or bring the "
+            "locked one into the repository.".format("; ".join(missing))
+        )
+
+
+def without_kept(kept: Optional[Kept], packages: dict[str, str]) -> dict[str, str]:
+    """Those of the packages that a repository has to have."""
+    return {name: version for name, version in packages.items() if not (kept and kept.file(name, version))}
+
+
+def keep(node: Node, kept: Kept, packages: dict[str, str], check: bool, renew: Sequence[str] = ()) -> list[str]:
+    """Brings the files that are missing, and of `renew` those that the index names others for; name=version of each."""
+    hashes = node.hashes(packages)
+    offered = {name: sorted(hashes.get(name, set())) for name in packages}
+    absent = {
+        name: version
+        for name, version in packages.items()
+        if not kept.file(name, version, offered[name] if name in renew else ())
+    }
+    words = [f"{name}={version}" for name, version in sorted(absent.items())]
+    if words and not check:
+        kept.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.folder, prefix=".half-") as half:
+            node.fetch(words, Path(half))
+            for path in sorted(Path(half).glob("*.deb")):
+                kept.take(path, offered[path.name.split("_")[0]])
+    return words
+
+
+def transaction(
+    packages: dict[str, str], going: Sequence[str], back: bool, kept: Optional[Kept], offline: bool
+) -> list[str]:
+    words = ["install", "--allow-change-held-packages", *(["--allow-downgrades"] if back else [])]
+    if kept and offline:
+        # apt finds there what comes along.
+        words += ["--no-download", f"--option=Dir::Cache::archives={kept.folder}/"]
+    asked = [kept.word(name, packages[name]) if kept else f"{name}={packages[name]}" for name in sorted(packages)]
+    # Named with a minus sign it goes even though it is held and pinned.
+    return [*words, *asked, *(f"{name}-" for name in going)]
+
+
+def comes_along(node: Node, packages: dict[str, str], simulation: str) -> dict[str, str]:
+    """What a rehearsed transaction installs that nobody named. Raises RefusedError where somebody holds it."""
+    others = {name: version for name, version in parse_arrivals(simulation).items() if name not in packages}
+    held = sorted(name for name, have in node.installed(list(others)).items() if have.held) if others else []
+    if held:
+        raise RefusedError(
+            "APT-HELD: installing {} would change {}, which somebody holds (`apt-mark showhold`). Agree with them and "
+            "release it there (`apt-mark unhold {}`), or lock packages that live with it.".format(
+                ", ".join(sorted(packages)), ", ".join(held), " ".join(held)
+            )
+        )
+    return others
+
+
 def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
     packages = params["packages"]
+    kept = Kept(Path(params["kept"])) if params["kept"] else None
     interrupted = end_interrupted(node, check)
     before = node.installed([*packages, *params["replaces"]])
     install, hold = wanted_state(packages, before)
+    arriving = {name: packages[name] for name in install}
     going = sorted(name for name in before if name not in packages)
     if interrupted and not check:
         # A package that waits for another one of the lock is configured with it.
         refuse_broken(node, [*packages, *going] if install or going else [])
+    unread = ""
     if params["refresh"] and not check:
-        node.refresh(params["sources_file"])
+        unread = read_index(node, params["sources_file"], kept, arriving)
     looked_up = True
     removals = going
     if install or going:
@@ -350,29 +513,30 @@ def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
                 "APT-DOWNGRADE: {} would go back to an older version. Give consent (allow_downgrade) where that is "
                 "meant, or lock the version that is installed.".format(", ".join(back))
             )
-        missing = unknown(packages, before, node.known(list(packages)))
+        wanted = without_kept(kept, packages)
+        missing = unknown(wanted, before, node.known(list(wanted))) if wanted else []
         if missing and params["sources_file"] and not params["refresh"] and not check:
             node.refresh(params["sources_file"])
-            missing = unknown(packages, before, node.known(list(packages)))
-        if missing and params["expect_known"]:
-            raise RefusedError(
-                "APT-VERSION-UNKNOWN: not to be had on this node: {}. Lock a version that is there, or bring the "
-                "locked one into the repository.".format("; ".join(missing))
-            )
+            missing = unknown(wanted, before, node.known(list(wanted)))
+        if params["expect_known"]:
+            refuse_unknown(missing)
         looked_up = not missing
-        words = ["install", "--allow-change-held-packages", *(["--allow-downgrades"] if back else [])]
-        words += [f"{name}={version}" for name, version in sorted(packages.items())]
-        # Named with a minus sign it goes even though it is held and pinned.
-        words += [f"{name}-" for name in going]
+        if kept and not check:
+            keep(node, kept, arriving, check)
+        words = transaction(packages, going, bool(back), kept, offline=not check)
         # An interrupted dpkg answers no simulation; a check run has left it as it found it.
         if looked_up and not (check and interrupted):
-            removals = parse_removals(node.simulate(words))
+            simulation = node.simulate(words)
+            removals = parse_removals(simulation)
             refused = [name for name in removals if name not in going]
             if refused:
                 raise RefusedError(
                     "APT-REMOVES: installing {} would remove {}. Nothing that is not named as replaced may go; name it "
                     "(replaces), or lock packages that live beside it.".format(", ".join(install), ", ".join(refused))
                 )
+            along = comes_along(node, packages, simulation)
+            if kept and along and not check:
+                keep(node, kept, along, check)
         if not check:
             node.apply(words)
     if not check:
@@ -391,7 +555,9 @@ def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
         "removed": removals,
         "held": hold,
         "ended_interrupted": interrupted,
+        "index_read": not unread,
         "looked_up": looked_up,
+        "warnings": [unread] if unread else [],
         "diff": {
             "before": describe([*packages, *going], before),
             "after": describe([*packages, *going], {name: Have(version, True) for name, version in packages.items()}),
@@ -400,23 +566,32 @@ def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
 
 
 def make_fetched(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    packages = params["packages"]
-    files = {name: f"{name}_{version.replace(':', '%3a')}_*.deb" for name, version in packages.items()}
-    absent = {name: packages[name] for name, pattern in files.items() if not list(Path(ARCHIVES).glob(pattern))}
-    if absent:
-        # A repository that has changed since its index was read has other files than the index says.
-        if params["sources_file"] and not check:
-            node.refresh(params["sources_file"])
-        missing = unknown(absent, {}, node.known(list(absent)))
-        if missing and params["expect_known"]:
-            raise RefusedError(
-                "APT-VERSION-UNKNOWN: not to be had on this node: {}. Lock a version that is there, or bring the "
-                "locked one into the repository.".format("; ".join(missing))
-            )
-        if not check:
-            node.fetch([f"{name}={version}" for name, version in sorted(absent.items())])
-    words = [f"{name}={version}" for name, version in sorted(absent.items())]
-    return {"changed": bool(absent), "fetched": words}
+    packages, kept = params["packages"], Kept(Path(params["kept"]))
+    # A repository that has changed since its index was read has other files than the index says.
+    # Before a check run on a node that does not know the repository yet, there is none to read.
+    there = params["sources_file"] and (not check or Path(params["sources_file"]).is_file())
+    unread = read_index(node, params["sources_file"], kept, packages) if there else ""
+    wanted = without_kept(kept, packages)
+    missing = unknown(wanted, {}, node.known(list(wanted))) if wanted else []
+    if params["expect_known"]:
+        refuse_unknown(missing)
+    before = node.installed([*packages, *params["replaces"]])
+    # What the node runs it goes back to as it is, whatever the index names by now.
+    install = wanted_state(packages, before)[0]
+    words = [] if missing else keep(node, kept, packages, check, renew=install)
+    # An interrupted dpkg answers no simulation; the transaction that ends it comes later.
+    if install and not check and not node.audit():
+        going = sorted(name for name in before if name not in packages)
+        simulation = node.simulate(transaction(packages, going, True, kept, offline=False))
+        along = comes_along(node, packages, simulation)
+        words += keep(node, kept, along, check, renew=sorted(along)) if along else []
+    return {
+        "changed": bool(words),
+        "fetched": words,
+        "index_read": not unread,
+        "looked_up": not missing,
+        "warnings": [f"{unread} All its packages are kept on the node, so it went on."] if unread else [],
+    }
 
 
 def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -443,6 +618,7 @@ def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, An
         "removed": sorted(before),
         "held": [],
         "ended_interrupted": interrupted,
+        "index_read": True,
         "looked_up": True,
         "diff": {"before": describe(names, before), "after": describe(names, {})},
     }
@@ -454,12 +630,13 @@ def main() -> None:
             "packages": {"type": "dict", "required": True},
             "state": {"type": "str", "choices": ["present", "absent", "fetched"], "default": "present"},
             "replaces": {"type": "list", "elements": "str", "default": []},
+            "kept": {"type": "path"},
             "allow_downgrade": {"type": "bool", "default": False},
             "sources_file": {"type": "path"},
             "refresh": {"type": "bool", "default": False},
             "expect_known": {"type": "bool", "default": True},
         },
-        required_if=[("refresh", True, ["sources_file"])],
+        required_if=[("refresh", True, ["sources_file"]), ("state", "fetched", ["kept"])],
         supports_check_mode=True,
     )
     packages = module.params["packages"]
@@ -467,8 +644,12 @@ def main() -> None:
     if wrong:
         module.fail_json(msg="APT-MALFORMED: {}. Write name: version, as the lock does.".format("; ".join(wrong)))
     make = {"present": make_present, "absent": make_absent, "fetched": make_fetched}[module.params["state"]]
+    node = Node(module.run_command)
+    # A check run may look into the repository, and leaves what apt has read of it as it is.
+    aside = module.check_mode and module.params["state"] == "fetched"
     try:
-        result = make(Node(module.run_command), module.params, module.check_mode) if packages else {"changed": False}
+        with node.aside() if aside else nullcontext():
+            result = make(node, module.params, module.check_mode) if packages else {"changed": False}
     except RefusedError as refused:
         module.fail_json(msg=str(refused))
     module.exit_json(**result)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,23 @@ class PretendedNode:
         self.unfinished: dict[str, str] = {}
         self.mended_by_configure = True
         self.done: list[str] = []
+        self.reachable = True
+        self.along: dict[str, str] = {}
+        self.sent = b"as the index says"
+
+    def hashes(self, packages: dict[str, str]) -> dict[str, set[str]]:
+        return {
+            name: {hashlib.sha256(f"{name} {version} as the index says".encode()).hexdigest()}
+            for name, version in packages.items()
+            if version in self.repository.get(name, []) or name in self.along
+        }
+
+    def fetch(self, words: list[str], into: Path) -> None:
+        assert self.reachable
+        self.done.append(f"fetch {' '.join(words)}")
+        for word in words:
+            name, version = word.split("=")
+            (into / f"{name}_{version}_amd64.deb").write_bytes(f"{name} {version} ".encode() + self.sent)
 
     def installed(self, names: list[str]) -> dict[str, Have]:
         return {
@@ -36,6 +55,8 @@ class PretendedNode:
         return {name: self.repository.get(name, []) for name in names}
 
     def refresh(self, sources_file: str) -> None:
+        if not self.reachable:
+            raise RefusedError("APT-REPOSITORY: it does not answer")
         self.done.append(f"refresh {sources_file}")
         self.repository = self.after_refresh
 
@@ -55,14 +76,18 @@ class PretendedNode:
 
     def simulate(self, words: list[str]) -> str:
         self.done.append("simulate")
-        return "".join(f"Remv {name} [1]\n" for name in [*self.takes_along, *self._going(words)])
+        removed = "".join(f"Remv {name} [1]\n" for name in [*self.takes_along, *self._going(words)])
+        return removed + "".join(f"Inst {name} ({version} lab [amd64])\n" for name, version in self.along.items())
 
     def apply(self, words: list[str]) -> None:
         self.done.append(" ".join(words))
         for name in [*self.takes_along, *self._going(words)]:
             del self.packages[name]
         for word in words[1:]:
-            if "=" in word:
+            if word.startswith("/"):
+                assert Path(word).is_file()
+                word = "=".join(Path(word).name.split("_")[:2])
+            if "=" in word and not word.startswith("--"):
                 name, version = word.split("=")
                 # A change of a held package clears its hold.
                 same = name in self.packages and self.packages[name].version == version
@@ -85,12 +110,18 @@ def present(node: PretendedNode, *, check: bool = False, **params: Any) -> dict[
     usual: dict[str, Any] = {
         "packages": LOCK,
         "replaces": [],
+        "kept": None,
         "allow_downgrade": False,
         "sources_file": None,
         "refresh": False,
         "expect_known": True,
     }
     return apt_locked.make_present(node, {**usual, **params}, check)
+
+
+def fetched(node: PretendedNode, kept: Path, *, check: bool = False, **params: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"packages": LOCK, "replaces": [], "sources_file": None, "expect_known": True}
+    return apt_locked.make_fetched(node, {**usual, "kept": str(kept), **params}, check)
 
 
 def absent(node: PretendedNode, *, check: bool = False) -> dict[str, Any]:
@@ -322,6 +353,125 @@ def test_a_broken_version_is_replaced_by_the_locked_one() -> None:
     node.mended_by_configure = False
     assert present(node)["changed"]
     assert node.packages == holding()
+
+
+# --- keeping the files ---------------------------------------------------------------------------------------------
+
+FETCH = "fetch libnvidia-ml1=580.126.20-1 nvidia-driver-cuda=580.126.20-1"
+
+
+def test_hashes_and_arrivals_are_read_as_apt_writes_them() -> None:
+    text = (
+        "Package: x\nVersion: 1\nSHA256: aa\nDescription: words: and\n more: SHA256: bb\n\n"
+        "Package: x\nStatus: install ok installed\nVersion: 1\n\nPackage: y\nSHA256: cc\n"
+    )
+    assert apt_locked.parse_hashes(text) == {"x": {"aa"}, "y": {"cc"}}
+    simulation = "Inst x [1-1] (2-1 NVIDIA, local-deb [amd64]) []\nInst y:i386 (3 Debian [i386])\nConf x (2-1 NVIDIA)\n"
+    assert apt_locked.parse_arrivals(simulation) == {"x": "2-1", "y": "3"}
+
+
+def test_a_set_is_brought_once_with_its_hashes_and_installed_from_there_without_the_repository(tmp_path: Path) -> None:
+    node, kept = PretendedNode(), tmp_path / "deep/580"
+    assert fetched(node, kept)["fetched"] == [f"{name}={version}" for name, version in sorted(LOCK.items())]
+    sums = dict(reversed(line.split("  ")) for line in (kept / "SHA256SUMS").read_text().splitlines())
+    assert sums == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in kept.glob("*.deb")}
+    assert sorted(sums) == [f"{name}_{version}_amd64.deb" for name, version in sorted(LOCK.items())]
+
+    node.reachable, node.repository = False, {}
+    again = fetched(node, kept, sources_file="/etc/x.sources")
+    assert (again["changed"], again["index_read"]) == (False, False)
+    assert "APT-REPOSITORY" in again["warnings"][0]
+    assert present(node, kept=str(kept), sources_file="/etc/x.sources", refresh=True)["changed"]
+    assert node.packages == holding()
+    (installed,) = [done for done in node.done if done.startswith("install")]
+    assert f"--no-download --option=Dir::Cache::archives={kept}/ {kept}/libnvidia-ml1_580" in installed
+
+
+def test_a_set_that_is_not_whole_needs_the_repository(tmp_path: Path) -> None:
+    node = PretendedNode()
+    fetched(node, tmp_path)
+    next(tmp_path.glob("libnvidia*.deb")).write_bytes(b"cut")
+    node.reachable = False
+    with pytest.raises(RefusedError, match="APT-REPOSITORY"):
+        fetched(node, tmp_path, sources_file="/etc/x.sources")
+    node.reachable = True
+    assert fetched(node, tmp_path)["fetched"] == ["libnvidia-ml1=580.126.20-1"]
+
+
+def test_a_file_that_nobody_verified_is_brought_again(tmp_path: Path) -> None:
+    node = PretendedNode()
+    fetched(node, tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
+    assert len(fetched(node, tmp_path)["fetched"]) == 2
+
+
+def test_a_file_of_another_making_than_the_index_names_is_brought_again(tmp_path: Path) -> None:
+    node = PretendedNode()
+    fetched(node, tmp_path)
+    before = node.hashes
+    node.hashes = lambda packages: {**before(packages), "libnvidia-ml1": {"another"}}
+    with pytest.raises(RefusedError, match="APT-HASH: libnvidia-ml1_580"):
+        fetched(node, tmp_path)
+    assert node.done[-1] == "fetch libnvidia-ml1=580.126.20-1"
+
+
+def test_what_the_node_runs_it_goes_back_to_whatever_the_index_names_by_now(tmp_path: Path) -> None:
+    node = PretendedNode(holding())
+    fetched(node, tmp_path)
+    node.hashes = lambda packages: {name: {"another"} for name in packages}
+    assert not fetched(node, tmp_path)["changed"]
+    # Nor does a change that is on its way look for another file.
+    node.packages = holding("590.48.01-1")
+    assert present(node, kept=str(tmp_path), allow_downgrade=True)["changed"]
+    assert node.packages == holding()
+
+
+def test_a_file_that_is_not_what_the_index_names_is_not_kept(tmp_path: Path) -> None:
+    node = PretendedNode()
+    node.sent = b"something else"
+    with pytest.raises(RefusedError, match="APT-HASH"):
+        fetched(node, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_that_is_gone_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    node = PretendedNode(known={})
+    for check in (False, True):
+        with pytest.raises(RefusedError, match=r"APT-VERSION-UNKNOWN: .*libnvidia-ml1=580.126.20-1"):
+            fetched(node, tmp_path / "set", check=check)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_check_run_brings_nothing(tmp_path: Path) -> None:
+    node = PretendedNode()
+    assert fetched(node, tmp_path / "set", check=True)["changed"]
+    assert (node.done, (tmp_path / "set").exists()) == ([], False)
+
+
+def test_what_would_come_along_is_brought_too(tmp_path: Path) -> None:
+    node = PretendedNode()
+    node.along = {"dkms": "3.0-1"}
+    assert "dkms=3.0-1" in fetched(node, tmp_path)["fetched"]
+    node.reachable = False
+    assert present(node, kept=str(tmp_path))["changed"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_would_come_along_and_is_held_is_refused(tmp_path: Path, kept: bool) -> None:
+    node = PretendedNode({"dkms": Have("2.8-1", True)})
+    node.along = {"dkms": "3.0-1"}
+    with pytest.raises(RefusedError, match=r"APT-HELD: .* dkms.*apt-mark unhold dkms"):
+        fetched(node, tmp_path) if kept else present(node)
+    assert not any(done.startswith("install") for done in node.done)
+
+
+def test_installing_without_a_fetch_before_keeps_the_files(tmp_path: Path) -> None:
+    node = PretendedNode()
+    node.along = {"dkms": "3.0-1"}
+    assert present(node, kept=str(tmp_path))["changed"]
+    assert [done for done in node.done if done.startswith("fetch")] == [FETCH, "fetch dkms=3.0-1"]
+    node.reachable = False
+    assert not present(node, kept=str(tmp_path))["changed"]
 
 
 # --- removing ------------------------------------------------------------------------------------------------------
