@@ -43,6 +43,7 @@ def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, 
     found = build(handed(), lock).hostvars["lab-small-talk-0"]
     assert found["nvidia_driver_version"] == "580.126.20"
     assert found["nvidia_driver_packages"] == {"nvidia-kernel-open-dkms": "580.126.20-1"}
+    assert found["nvidia_driver_engine_needs"] == {}, "an engine without CUDA needs no driver"
     assert found["cuda_toolkit_packages"] == {}
     assert found["model_store_models"] == [
         {"name": "tiny", "manifest_sha256": "b" * 64, "uri": "http://10.77.0.1:8099/models"}
@@ -63,6 +64,15 @@ def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, 
     assert found["node_gate_backends"] == ["model_tiny"]
     assert (found["lab_gpu_model"], found["lab_gpu_count"]) == ("L40S", 2)
     assert found["nvidia_driver_gpu_count"] == 2, "a GPU that left the bus would go unnoticed"
+
+
+def test_a_node_learns_which_driver_its_engines_need_at_least(handed: Handed, lock: Lock) -> None:
+    engines = {
+        name: engine.model_copy(update={"distribution": "vllm", "version": "0.32.0"})
+        for name, engine in lock.engines.items()
+    }
+    found = build(handed(), lock.model_copy(update={"engines": engines})).hostvars["lab-small-talk-0"]
+    assert found["nvidia_driver_engine_needs"] == {"vllm 0.32.0": "580.65.06"}
 
 
 def test_a_real_node_learns_nothing_of_the_lab(handed: Handed, lock: Lock) -> None:

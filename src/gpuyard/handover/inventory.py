@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from gpuyard.catalog import load_catalog
 from gpuyard.handover import VERSION, Handover, HandoverError, Node
 from gpuyard.plan.lock import Lock, LockedModel
 from gpuyard.spec.errors import RefusedError
@@ -128,6 +129,7 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         "nvidia_driver_packages": dict(driver.packages),
         "nvidia_driver_fabric_manager_packages": dict(driver.fabric_manager_packages),
         "nvidia_driver_repository": repository,
+        "nvidia_driver_engine_needs": _engine_needs(engines, lock),
         "cuda_toolkit_packages": dict(pool.cuda_toolkit.packages) if pool.cuda_toolkit else {},
         "cuda_toolkit_repository": dict(repository),
         "model_store_models": [
@@ -159,6 +161,17 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
         found["lab_gpu_model"] = node.gpu
         found["lab_gpu_count"] = node.gpu_count
+    return found
+
+
+def _engine_needs(engines: list[str], lock: Lock) -> dict[str, str]:
+    """The oldest driver that each engine's CUDA runs on; an engine without CUDA needs none."""
+    rows = {(row.distribution, row.version): row.driver_min for row in load_catalog().engines}
+    found: dict[str, str] = {}
+    for name in engines:
+        engine = lock.engines[name]
+        if least := rows.get((engine.distribution, engine.version)):
+            found[f"{engine.distribution} {engine.version}"] = least
     return found
 
 
