@@ -60,8 +60,9 @@ BACK = "rollback-required"
 INSTALL, PROVE, SOAK = "driver-install-required", "validation-required", "soak-required"
 ROWS = (
     # Of the new driver: gone with it.
+    # What the repository breaks later no longer reaches a node: it has its packages.
     Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK),
-    Row("postinst-fails", (), INSTALL, BACK, ROLLED_BACK),
+    Row("postinst-fails", (), "", "", ROLLED_BACK),
     Row("gpu-not-supported", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-missing", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-init-fails", (), INSTALL, BACK, ROLLED_BACK),

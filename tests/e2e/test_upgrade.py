@@ -72,6 +72,74 @@ def walked(own: OwnFleet, node: str) -> list[str]:
     return [event["state"] for event in recorded(own) if event["event"] == "state" and event["node"] == node]
 
 
+def untouched(own: OwnFleet) -> None:
+    """No node was drained, no driver changed, and every server of the gateway is as it was."""
+    states = [event["state"] for event in recorded(own) if event["event"] == "state"]
+    assert set(states) <= {"upgrade-required"}, states
+    status = json.loads(own.done("gpuyard", "lab", "status", "--stack", STACK, "--json").output)
+    assert [row["gateway"] for row in status if row["node"] in NODES] == ["UP"] * 3
+    assert drivers(own) == [FIRST] * 3
+
+
+def kept(own: OwnFleet, node: str) -> set[str]:
+    """The drivers whose packages lie on a node, each file as it was verified."""
+    whole = "sha256sum --quiet -c SHA256SUMS >/dev/null 2>&1"
+    return set(
+        own.on(node, f"cd /var/lib/gpuyard/packages; for v in *; do (cd $v && {whole}) && echo $v; done").split()
+    )
+
+
+@contextmanager
+def no_repository(own: OwnFleet) -> Iterator[None]:
+    folder = own.project / f".gpuyard/labs/{STACK}/apt"
+    away = folder.with_name("apt-away")
+    folder.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(folder)
+
+
+def test_what_cannot_work_is_refused_on_every_node_before_one_is_drained(fleet: OwnFleet) -> None:
+    lock(fleet, THIRD)
+    faults = ((NODES[0], "module-in-use"), (NODES[1], "apt-lock"), (NODES[2], "dpkg-interrupted"))
+    for node, fault in faults:
+        fleet.done("gpuyard", "lab", "break", "--stack", STACK, node, fault)
+    fleet.on(NODES[0], "apt-mark hold nvidia-driver-pinning-590")
+    asked = {
+        "nvidia_driver_lock_seconds": 2,
+        "nvidia_driver_engine_needs": {"vllm 99": "600.1"},
+        "nvidia_driver_free_mib_below": {"/": 10**9},
+    }
+    refused = upgrade(fleet, "-e", json.dumps(asked))
+    words = " ".join(refused.output.split())
+    assert refused.rc != 0
+    for expected in (
+        "DRIVER-BUSY: the driver of change-chat-0 is to be unloaded, and others than its engines hold a GPU: dcgm-exp",
+        "APT-HELD: driver 590.44.01 brings nvidia-driver-pinning-590",
+        "APT-LOCKED: the packages of change-chat-1 are to be changed, and unattended-upgr",
+        "change-chat-2, where dpkg is not done with nvidia-persistenced",
+        "DRIVER-ENGINE: vllm 99 on change-chat-1 needs driver 600.1 or newer, and the way back is 580.105.08",
+        "DRIVER-DISK: 1000000000 MiB are asked for below / of change-chat-2",
+    ):
+        assert expected in words, words
+    untouched(fleet)
+    for node, fault in faults:
+        fleet.done("gpuyard", "lab", "mend", "--stack", STACK, node, fault)
+    fleet.on(NODES[0], "apt-mark unhold nvidia-driver-pinning-590")
+
+    gone = (NODES[0], "version-missing", "package=nvidia-fabricmanager", f"version={THIRD}-1")
+    fleet.done("gpuyard", "lab", "break", "--stack", STACK, *gone)
+    for mode in ((), ("--check",)):
+        refused = upgrade(fleet, *mode)
+        assert refused.rc != 0
+        assert "APT-VERSION-UNKNOWN: not to be had on this node: nvidia-fabricmanager=590.44.01-1" in " ".join(
+            refused.output.split()
+        )
+        untouched(fleet)
+    fleet.done("gpuyard", "lab", "mend", "--stack", STACK, *gone[:2])
+
+
 WAY = ["upgrade-required", "drain-required", "driver-install-required", "validation-required", "uncordon-required"]
 
 
@@ -93,6 +161,7 @@ def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFle
     assert seen.told["lossless"], seen.told
     assert min(seen.outages.values()) > 1
     assert seen.downloaded == 0
+    assert [kept(fleet, node) for node in NODES] == [{FIRST, SECOND}] * 3
     fleet.played("verify")
     assert upgrade(fleet).changed() == dict.fromkeys(NODES, 0), "a second run changes nothing"
 
@@ -149,9 +218,7 @@ def test_an_xid_under_the_new_driver_sends_the_canary_back(fleet: OwnFleet) -> N
 
 
 def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> None:
-    """Killed when the second node is empty and its old driver is out."""
-    # What apt has read and kept of the repository is of the time when that was broken.
-    fleet.on(NODES[1], "apt-get clean && rm -f /var/lib/apt/gpuyard-nvidia.read")
+    """Killed when the second node is empty and its old driver is out; and from then on there is no repository."""
     runs = fleet.project / ".gpuyard/runs"
     before = set(runs.iterdir())
     with load(fleet) as told, begun(fleet) as operator:
@@ -161,7 +228,8 @@ def test_a_killed_operator_goes_on_with_the_same_command(fleet: OwnFleet) -> Non
         until(lambda: note(fleet, NODES[1])["state"] == "driver-install-required", operator)
         os.killpg(operator.pid, signal.SIGKILL)
         operator.wait()
-        gone_on = upgrade(fleet)
+        with no_repository(fleet):
+            gone_on = upgrade(fleet)
         assert "begun: change-chat-1" in gone_on.output
     assert gone_on.rc == 0, gone_on.output
     assert drivers(fleet) == [THIRD] * 3
@@ -200,9 +268,11 @@ def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fle
     assert (fleet.project / ".gpuyard/runs" / shown["run"] / "report.html").is_file()
 
 
-def test_all_go_back_to_what_they_came_from_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
-    seen = walk(fleet, ROLLBACK)
+def test_all_go_back_without_the_repository_and_a_second_time_nothing_happens(fleet: OwnFleet) -> None:
+    with no_repository(fleet):
+        seen = walk(fleet, ROLLBACK)
     assert drivers(fleet) == [SECOND] * 3
+    assert [kept(fleet, node) for node in NODES] == [{SECOND, THIRD}] * 3
     assert seen.told["lossless"], seen.told
     assert seen.downloaded == 0
     again = fleet.playbook("operate/rollback_driver", *QUICK)
