@@ -8,6 +8,9 @@ of rotation while the gateway has it as anything but UP, as asked five times a s
 some seconds after the engine has gone. Downloads are those of packages by a node that is out of rotation. What the lab
 has not, costs nothing here: the build of a kernel module, a reboot, a fabric manager's start.
 
+The naive play stops the fleet's own units, in which an engine lets its requests end (`drain_seconds`). What it loses is
+what comes to an engine that is ending; with vLLM's own default, which lets none end, it would lose more.
+
 Usage: python tools/bench_upgrade.py [--runs 3] [--rate 20] [--seed N]
 Exit code 0 only if upgrades and rollbacks lost nothing, and the play without a drain lost something.
 """
