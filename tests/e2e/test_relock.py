@@ -88,7 +88,7 @@ class Relock:
 
     def converge(self) -> None:
         """The driver changes in its own way, all else by site.yml. The only node there is, proven by a real engine."""
-        words = ("--yes", "--accept-downtime", "--soak", "5s", "--stack", self.own.stack)
+        words = ("--yes", "--accept-downtime", "--soak", "0s", "--stack", self.own.stack)
         self.own.done("gpuyard", "upgrade", "driver", *words)
         self.own.played("site", "--limit", CHAT)
         self.own.played("verify")

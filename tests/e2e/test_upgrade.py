@@ -130,13 +130,12 @@ def test_what_cannot_work_is_refused_on_every_node_before_one_is_drained(fleet: 
 
     gone = (NODES[0], "version-missing", "package=nvidia-fabricmanager", f"version={THIRD}-1")
     fleet.done("gpuyard", "lab", "break", "--stack", STACK, *gone)
-    for mode in ((), ("--check",)):
-        refused = upgrade(fleet, *mode)
-        assert refused.rc != 0
-        assert "APT-VERSION-UNKNOWN: not to be had on this node: nvidia-fabricmanager=590.44.01-1" in " ".join(
-            refused.output.split()
-        )
-        untouched(fleet)
+    refused = upgrade(fleet, "--check")
+    assert refused.rc != 0
+    assert "APT-VERSION-UNKNOWN: not to be had on this node: nvidia-fabricmanager=590.44.01-1" in " ".join(
+        refused.output.split()
+    )
+    untouched(fleet)
     fleet.done("gpuyard", "lab", "mend", "--stack", STACK, *gone[:2])
 
 
