@@ -228,11 +228,11 @@ def fetched(log: str, addresses: Mapping[str, str], sizes: Mapping[str, int], ou
     return total
 
 
-def walk(own: OwnFleet, way: tuple[str, str], rate: float = 20, seed: int = 0) -> Walk:
+def walk(own: OwnFleet, way: tuple[str, str], rate: float = 20, seed: int = 0, limit: str = "") -> Walk:
     """Play it under load. CommandError where it does not come to its end."""
     kind, playbook = way
     lab = own.project / f".gpuyard/labs/{own.stack}"
-    words = QUICK if way != NAIVE else ()
+    words = [*(QUICK if way != NAIVE else ()), *(("--limit", limit) if limit else ())]
     if way == NAIVE:
         # What we brought to the nodes is not there without us.
         for node in nodes_of(own):
