@@ -83,7 +83,7 @@ class Operator:
         for node in fleet.nodes:
             node.note = kept(begin(node.note, node=node.name, run=self.run, target=NEW, previous=node.has))
             yield
-        for node in sorted(fleet.nodes, key=lambda node: node.note["state"] in (*AT_REST, "upgrade-required")):  # type: ignore[index]
+        for node in sorted(fleet.nodes, key=lambda node: node.note["state"] in (*AT_REST, "upgrade-required")):
             fleet.claim = kept(held(fleet.claim, run=self.run, operator=self.who, clock=fleet.clock))
             yield
             yield from self.change(node)

@@ -101,7 +101,7 @@ def test_a_run_that_nobody_ended_is_open(tmp_path: Path, moment: Any) -> None:
 def test_a_step_taken_up_again_is_one_stay(tmp_path: Path, moment: Any) -> None:
     file = recorded(tmp_path, moment, {"n0": GOOD[:3]}, "")
     moment.seconds = 500
-    again = {**CLAIM, "operator": {**CLAIM["operator"], "name": "bert"}}  # type: ignore[dict-item]
+    again = {**CLAIM, "operator": {**CLAIM["operator"], "name": "bert"}}
     record.append(file, again)
     told = {"node": "n0", "state": "driver-install-required", "attempts": 2, "reason": ""}
     record.append(file, {"event": "state", **told, "previous": "580.105.08", "target": "590.44.01"})

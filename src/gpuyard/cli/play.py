@@ -121,6 +121,12 @@ class Play:
             self.keep()
         return True
 
+    def wait(self) -> Told:
+        """Wait for the end, however long it takes."""
+        while not self.ended(1):
+            pass
+        return self.told
+
     def keep(self) -> None:
         """What ansible printed goes to the record of its run; nothing else is kept."""
         run = self.told.claim.get("run", "")
@@ -162,6 +168,4 @@ def played(project: Path, stack: str, playbook: str, words: Sequence[str]) -> To
     """Run a playbook to its end, without a view."""
     play = Play(project, stack, playbook, words)
     typer.echo(f"↳ {play.line}", err=True)
-    while not play.ended(1):
-        pass
-    return play.told
+    return play.wait()

@@ -37,6 +37,7 @@ runs_app = typer.Typer(name="runs", help="The records of what was changed.", inv
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not show the plan first, and do not ask.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Print what ansible prints, at the end.")]
+TakeOver = Annotated[bool, typer.Option("--take-over", help="Take a rollout from an operator who is gone for good.")]
 AnyRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of the run. Without it, the last.")]
 
 
@@ -62,9 +63,7 @@ def driver(
         bool, typer.Option("--accept-downtime", help="Consent to have no node of a model in service for a while.")
     ] = False,
     allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="Consent to an older driver.")] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take a rollout from an operator who is gone for good.")
-    ] = False,
+    take_over: TakeOver = False,
     yes: Yes = False,
     verbose: Verbose = False,
     stack: Stack = "lab",
@@ -122,9 +121,7 @@ def pause(run: AnyRun = None, stack: Stack = "lab") -> None:
 @app.command()
 def resume(
     run: AnyRun = None,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take it from an operator who is gone for good.")
-    ] = False,
+    take_over: TakeOver = False,
     yes: Yes = False,
     verbose: Verbose = False,
     stack: Stack = "lab",
@@ -263,8 +260,7 @@ class Rollout:
         with interrupts(interrupted):
             self.watch(play, usual)
             for pausing in pauses:
-                while not pausing.ended(1):
-                    pass
+                pausing.wait()
         self.end(play.told)
 
     def runs(self) -> list[Run]:
