@@ -24,6 +24,8 @@ from pathlib import Path
 
 from tools.own_fleet import PROJECT, run
 
+PATIENCE = 1800  # seconds, of one command
+
 # Files that differ between two machines that are the same by intent are left out: identities, caches. Of others it is
 # told what can be the same: that the key of the lab's own repository is there, new with each lab, and the times of a
 # checked model; and of accounts all but the day they were made.
@@ -41,7 +43,7 @@ cut -d: -f1,2 /etc/shadow
 
 def must(*argv: str) -> str:
     """One command that has to succeed; its output."""
-    done = run(*argv)
+    done = run(*argv, timeout=PATIENCE)
     if done.rc:
         sys.exit(f"{' '.join(argv)} ended with {done.rc}\n{done.output[-4000:]}")
     return done.output
@@ -140,8 +142,8 @@ def main() -> int:
         within = moment - began[task - 1]
         watch = Watch()
         killed = killed_when(functools.partial(watch.has_passed, task, within), *site, log=Watch.log)
-        again = run(*site)
-        healthy = again.rc == 0 and run(*verify).rc == 0
+        again = run(*site, timeout=PATIENCE)
+        healthy = again.rc == 0 and run(*verify, timeout=PATIENCE).rc == 0
         found = state(args.stack)
         same = found == reference
         print(
