@@ -106,12 +106,12 @@ class Walk:
         return self.run.seconds / sum(self.outages.values())
 
 
-def lock(own: OwnFleet, driver: str) -> None:
-    """Ask for another driver, and lock it."""
+def lock(own: OwnFleet, driver: str, changes: Mapping[str, str] | None = None) -> None:
+    """Ask for another driver, or for something else, and lock it."""
     # What is shown here outlives the branches that it is shown with.
     until = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
     accept = f'accept: [{{rule: COMPAT-BRANCH-END, reason: Shown in the lab., until: "{until}"}}]\n'
-    own.write(PROJECT / "fleets/drill.yaml", {'branch: "580"': f"version: {driver}"}, accept)
+    own.write(PROJECT / "fleets/drill.yaml", {'branch: "580"': f"version: {driver}", **(changes or {})}, accept)
     own.lock()
 
 

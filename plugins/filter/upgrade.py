@@ -25,7 +25,7 @@ options:
     required: true
   hostvars:
     description: >-
-      Ansible's C(hostvars), in which C(nvidia_driver_upgrade), C(node_gate_servers_seen), C(node_gate_backends) and
+      Ansible's C(hostvars), in which C(upgrade_begun), C(node_gate_servers_seen), C(node_gate_backends) and
       C(vllm_server_models) are looked up.
     type: dict
     required: true
@@ -50,7 +50,7 @@ def upgrade_plan(
     )
     nodes = [node_of(name, hostvars[name]) for name in names]
     fleet = Fleet(int(fleet_nodes), serving_of(names, hostvars))
-    drivers = {name: moved(hostvars[name]["nvidia_driver_upgrade"]["note"]) for name in names}
+    moves = {name: moved(hostvars[name]["upgrade_begun"]["note"]) for name in names}
     try:
         found = waves(nodes, fleet, asked)
         refuse_overload(found, nodes, fleet, models_of(names, hostvars), asked)
@@ -63,7 +63,7 @@ def upgrade_plan(
         "serial": [len(wave.nodes) for wave in found] or [len(names)],
         "canaries": [name for wave in found if wave.name.startswith("canary") for name in wave.nodes],
         "waves": [{"name": wave.name, "nodes": list(wave.nodes)} for wave in found],
-        "text": told(found, drivers) if found else "Every node is done; there is nothing to change.",
+        "text": told(found, moves) if found else "Every node is done; there is nothing to change.",
     }
 
 
@@ -72,7 +72,7 @@ def node_of(name: str, found: Mapping[str, Any]) -> Node:
         name=name,
         # Every model of a pool is served by all of its nodes: the backends name the pool.
         pool=pool_of(found),
-        state=found["nvidia_driver_upgrade"]["note"]["state"],
+        state=found["upgrade_begun"]["note"]["state"],
         serves=any(row["status"].startswith("UP") for row in seen(name, found)),
         domain=str(found.get("failure_domain", "")),
     )

@@ -15,7 +15,9 @@ import pytest
 
 from gpuyard.upgrade import record
 from tools.bench_upgrade import NAIVE, QUICK, UPGRADE, drivers, load, lock, walk
-from tools.own_fleet import OwnFleet, own_fleet
+from tools.own_fleet import OwnFleet, Run, own_fleet
+
+from .conftest import MODEL
 
 pytestmark = pytest.mark.lab
 
@@ -140,6 +142,7 @@ def test_what_cannot_work_is_refused_on_every_node_before_one_is_drained(fleet: 
 
 
 WAY = ["upgrade-required", "drain-required", "driver-install-required", "validation-required", "uncordon-required"]
+DONE = ["soak-required", "upgrade-done"]
 
 
 def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFleet) -> None:
@@ -152,7 +155,7 @@ def test_a_serving_fleet_comes_to_another_driver_and_loses_nothing(fleet: OwnFle
     assert [note(fleet, node)["state"] for node in NODES] == ["upgrade-done"] * 3
     assert "canary 1: change-chat-0" in seen.run.output
     for node in NODES:
-        assert walked(fleet, node) == [*WAY, "soak-required", "upgrade-done"]
+        assert walked(fleet, node) == [*WAY, *DONE]
     (proof,) = [event["proof"] for event in recorded(fleet) if event.get("node") == NODES[0] and event.get("proof")]
     assert (proof["answers"][0]["compared"], proof["answers"][0]["deviations"]) == (1024, 0)
     assert [event["event"] for event in recorded(fleet) if event["event"] != "state"] == ["claimed", "released"]
@@ -251,6 +254,41 @@ def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fle
     shown = json.loads(fleet.done("gpuyard", "runs", "show", "--json").output)
     assert (shown["result"], shown["back"], set(shown["nodes"])) == ("done", True, set(NODES[1:]))
     assert (fleet.project / ".gpuyard/runs" / shown["run"] / "report.html").is_file()
+
+
+SPEED = 'VLLM_SIM_INTER_TOKEN_LATENCY: "10"'
+
+
+def test_engines_come_to_other_settings_as_a_driver_does_and_slower_ones_go_back(fleet: OwnFleet) -> None:
+    """Settings stand for a version: both are another environment or another file that the units name."""
+    now = drivers(fleet)
+    setting = f"sed -n 's/VLLM_SIM_INTER_TOKEN_LATENCY=//p' /etc/vllm/{MODEL}.env"
+
+    def asked(milliseconds: int, *words: str) -> Run:
+        lock(fleet, SECOND, {SPEED: SPEED.replace("10", str(milliseconds))})
+        return fleet.playbook("operate/upgrade_engine", *QUICK, *words)
+
+    def settings() -> list[str]:
+        return [fleet.on(node, setting).strip().strip('"') for node in NODES]
+
+    assert asked(9, "--check").rc == 0
+    assert settings() == ["10"] * 3
+    with load(fleet) as told:
+        gone = fleet.playbook("operate/upgrade_engine", *QUICK)
+        assert gone.rc == 0, gone.output
+        assert settings() == ["9"] * 3
+        assert walked(fleet, NODES[0]) == [way.replace("driver-install", "service-stop") for way in [*WAY, *DONE]]
+        again = fleet.playbook("operate/upgrade_engine", *QUICK)
+        assert again.changed() == dict.fromkeys(NODES, 0), again.output
+        refused = asked(13)
+    assert "UPGRADE-ROLLED-BACK" in refused.output, refused.output
+    assert "ANSWERS-SLOW" in refused.output
+    assert settings() == ["9"] * 3
+    left = json.loads(fleet.on(NODES[0], "cat /var/lib/gpuyard/engine-upgrade.json"))
+    assert (left["state"], left["kind"]) == ("rollback-done", "engine")
+    assert told["requests"] > 300
+    assert told["lossless"], told
+    assert drivers(fleet) == now, "nobody touched the driver"
 
 
 def test_the_same_without_a_drain_loses_requests_so_that_the_load_would_show_a_loss(fleet: OwnFleet) -> None:

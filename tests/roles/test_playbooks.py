@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parents[2]
-PLAYBOOKS = sorted(file for file in (PROJECT / "playbooks").rglob("*.yml") if file.parent.name != "tasks")
+PLAYBOOKS = sorted(file for file in (PROJECT / "playbooks").rglob("*.yml") if "tasks" not in file.parts)
 
 by_playbook = pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda file: file.stem)
 

@@ -1,6 +1,6 @@
 """Any history of a fleet in the pure model: operators who are killed or cut off, nodes and gateways that lose power.
 
-The walk is that of playbooks/operate/tasks/change_driver.yml, which test_driver_upgrade.py holds against the table;
+The walk is that of playbooks/operate/tasks/change_node.yml, which test_node_upgrade.py holds against the table;
 notes and claims are moved by the product's own functions. GPUYARD_HISTORIES has how many histories are tried;
 `make bench-resume` tries 10,000 and prints what was in them.
 """
@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from plugins.module_utils.driver_upgrade import AT_REST, STEPS, advance, begin
 from plugins.module_utils.kept_note import NoteError
+from plugins.module_utils.node_upgrade import AT_REST, TABLES, advance, begin
 from plugins.module_utils.rollout import LEASE_SECONDS, Clock, claimed, held, released
 
 HISTORIES = int(os.environ.get("GPUYARD_HISTORIES", "200"))
 OLD: dict[str, Any] = {"version": "580.105.08", "kernel_modules": "open", "packages": {}}
 NEW: dict[str, Any] = {"version": "590.44.01", "kernel_modules": "open", "packages": {}}
 NAMES = ("a", "b", "c")
+STEPS = TABLES["driver"]
 FAULTS = ["nvidia_driver/install", "nvidia_driver/load", "nvidia_driver/verify", "vllm_server/compare"]
 FAULTS += ["old nvidia_driver/install", "old nvidia_driver/verify", "old vllm_server/compare"]
 SEEN: Counter[str] = Counter()
@@ -81,7 +82,8 @@ class Operator:
         self.run = fleet.claim["run"]
         yield
         for node in fleet.nodes:
-            node.note = kept(begin(node.note, node=node.name, run=self.run, target=NEW, previous=node.has))
+            words = {"kind": "driver", "node": node.name, "run": self.run}
+            node.note = kept(begin(node.note, target=NEW, previous=node.has, **words))
             yield
         for node in sorted(fleet.nodes, key=lambda node: node.note["state"] in (*AT_REST, "upgrade-required")):
             fleet.claim = kept(held(fleet.claim, run=self.run, operator=self.who, clock=fleet.clock))

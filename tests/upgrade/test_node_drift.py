@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpuyard.health import driver_version
-from plugins.module_utils import driver_upgrade
+from plugins.module_utils import node_upgrade
 
 PROGRAM = Path(__file__).parents[2] / "roles/node_drift/files/node_drift.py"
 OLD, LOCKED, NEW = "580.105.08", "580.126.20", "590.48.01"
@@ -197,8 +197,8 @@ Pin-Priority: 1001
 
 
 def test_pins_are_read_as_an_upgrade_reads_them() -> None:
-    assert drift.pins_of(PINS) == driver_upgrade.pinned(PINS) != {}
-    assert drift.FLAVOURS == driver_upgrade.FLAVOURS
+    assert drift.pins_of(PINS) == node_upgrade.pinned(PINS) != {}
+    assert drift.FLAVOURS == node_upgrade.FLAVOURS
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from gpuyard.cli import app
 from gpuyard.cli.play import Told, played
-from gpuyard.cli.upgrade import runbook, words_of
+from gpuyard.cli.rollout import runbook
+from gpuyard.cli.upgrade import words_of
 from gpuyard.upgrade import record
 from gpuyard.upgrade.record import RecordError
 from gpuyard.upgrade.report import html
 from gpuyard.upgrade.runs import AT_REST, out_of_rotation, run_of, typical
-from plugins.module_utils import driver_upgrade
+from plugins.module_utils import node_upgrade
 
 PROJECT = Path(__file__).resolve().parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -120,11 +121,11 @@ def test_the_page_tells_all_and_runs_nothing(tmp_path: Path, moment: Any) -> Non
 
 
 def test_states_of_rest_are_those_of_the_table() -> None:
-    assert AT_REST == driver_upgrade.AT_REST
+    assert AT_REST == node_upgrade.AT_REST
 
 
 def test_every_state_that_a_node_may_be_left_in_has_a_page() -> None:
-    told = Told(notes={state: {"state": state} for state in driver_upgrade.STEPS})
+    told = Told(notes={state: {"state": state} for table in node_upgrade.TABLES.values() for state in table})
     pages = {"on-the-way", "upgrade-required", "rollback-done", "rollback-failed"}
     assert set(runbook(PROJECT, told)) == {f"docs/runbook/{page}.md" for page in pages}
 
@@ -208,7 +209,7 @@ def test_a_watched_playbook_tells_its_plan_its_refusal_and_keeps_what_it_printed
 def test_a_node_that_moves_is_told_once() -> None:
     told = Told()
     note = {"state": "drain-required"}
-    for action, result in (("gpuyard.fleet.driver_upgrade", {"note": note}), ("gpuyard.fleet.rollout", {"claim": {}})):
+    for action, result in (("gpuyard.fleet.node_upgrade", {"note": note}), ("gpuyard.fleet.rollout", {"claim": {}})):
         for _ in range(2):
             told.hear({"event": "runner_on_ok", "event_data": {"host": "n", "task_action": action, "res": result}})
     assert told.moved == [("n", "drain-required")]

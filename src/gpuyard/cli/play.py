@@ -59,7 +59,7 @@ class Told:
 
     def ok(self, host: str, data: dict[str, Any], result: dict[str, Any]) -> None:
         action = str(data.get("resolved_action") or data.get("task_action", ""))
-        if action.endswith("driver_upgrade") and result.get("note"):
+        if action.endswith("node_upgrade") and result.get("note"):
             note = result["note"]
             if note["state"] != self.notes.get(host, {}).get("state"):
                 self.since[host] = time.monotonic()

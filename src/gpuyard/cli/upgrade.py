@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from gpuyard.cli.lab import Stack, console, project_of
-from gpuyard.cli.play import Play, Told, interrupts, played
-from gpuyard.cli.refusals import FINDINGS, REFUSED, refusals_told
+from gpuyard.cli.play import Told, played
+from gpuyard.cli.refusals import refusals_told
+from gpuyard.cli.rollout import Rollout, records, show_run
 from gpuyard.cli.write import write
 from gpuyard.spec.errors import RefusedError
 from gpuyard.upgrade.record import RecordError
 from gpuyard.upgrade.report import html
-from gpuyard.upgrade.runs import AT_REST, Run, out_of_rotation, run_of, typical
+from gpuyard.upgrade.runs import Run, run_of
 from gpuyard.upgrade.waves import UpgradeError
 
-RECORD = "record.jsonl"
-REPORT = "report.html"
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
-app = typer.Typer(name="upgrade", help="Change the driver of a fleet that serves.", no_args_is_help=True)
+app = typer.Typer(name="upgrade", help="Change driver or engines of a fleet that serves.", no_args_is_help=True)
 runs_app = typer.Typer(name="runs", help="The records of what was changed.", invoke_without_command=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
@@ -48,20 +41,24 @@ def seconds_given(text: str) -> str:
     return str(int(match[1]) * UNITS[match[2] or "s"])
 
 
+Canary = Annotated[int, typer.Option(min=0, help="Nodes that change, and are watched, before all others.")]
+MaxUnavailable = Annotated[str, typer.Option(help='Most nodes out at once: a number, or a share like "25%".')]
+Soak = Annotated[str, typer.Option(callback=seconds_given, help="How long a canary is watched: 600s, 10m.")]
+Limit = Annotated[str, typer.Option(help="Only these nodes, as ansible's --limit.")]
+Check = Annotated[bool, typer.Option("--check", help="Show the plan, or why there is none; change nothing.")]
+AcceptDowntime = Annotated[
+    bool, typer.Option("--accept-downtime", help="Consent to have no node of a model in service for a while.")
+]
+
+
 @app.command()
 def driver(
-    canary: Annotated[int, typer.Option(min=0, help="Nodes that change, and are watched, before all others.")] = 1,
-    max_unavailable: Annotated[str, typer.Option(help='Most nodes out at once: a number, or a share like "25%".')] = (
-        "25%"
-    ),
-    soak: Annotated[str, typer.Option(callback=seconds_given, help="How long a canary is watched: 600s, 10m.")] = "10m",
-    limit: Annotated[str, typer.Option(help="Only these nodes, as ansible's --limit.")] = "",
-    check: Annotated[
-        bool, typer.Option("--check", help="Show the plan, or why there is none; change nothing.")
-    ] = False,
-    accept_downtime: Annotated[
-        bool, typer.Option("--accept-downtime", help="Consent to have no node of a model in service for a while.")
-    ] = False,
+    canary: Canary = 1,
+    max_unavailable: MaxUnavailable = "25%",
+    soak: Soak = "10m",
+    limit: Limit = "",
+    check: Check = False,
+    accept_downtime: AcceptDowntime = False,
     allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="Consent to an older driver.")] = False,
     take_over: TakeOver = False,
     yes: Yes = False,
@@ -75,15 +72,45 @@ def driver(
     `gpuyard upgrade resume` goes on.
     """
     words = {
-        "upgrade_canary": str(canary),
-        "upgrade_max_unavailable": max_unavailable,
-        "upgrade_soak_seconds": soak,
-        "upgrade_soak_every": str(min(30, max(int(soak), 1))),
-        **consents(upgrade_accept_downtime=accept_downtime, nvidia_driver_allow_downgrade=allow_downgrade),
-        **consents(upgrade_take_over=take_over),
+        **policy(canary, max_unavailable, soak),
+        **consents(
+            upgrade_accept_downtime=accept_downtime,
+            nvidia_driver_allow_downgrade=allow_downgrade,
+            upgrade_take_over=take_over,
+        ),
     }
     with refusals_told(as_json):
         Rollout(stack, "upgrade_driver", words, limit, verbose, as_json).go(check=check, yes=yes)
+
+
+@app.command()
+def engine(
+    canary: Canary = 1,
+    max_unavailable: MaxUnavailable = "25%",
+    soak: Soak = "10m",
+    limit: Limit = "",
+    check: Check = False,
+    accept_downtime: AcceptDowntime = False,
+    allow_other_answers: Annotated[
+        bool, typer.Option("--allow-other-answers", help="Consent to answers that are others than before, or slower.")
+    ] = False,
+    take_over: TakeOver = False,
+    yes: Yes = False,
+    verbose: Verbose = False,
+    stack: Stack = "lab",
+    as_json: AsJson = False,
+) -> None:
+    """Bring the engines of every node to the lock: another version, or other settings, while the others serve."""
+    words = {
+        **policy(canary, max_unavailable, soak),
+        **consents(
+            upgrade_accept_downtime=accept_downtime,
+            vllm_server_allow_other_answers=allow_other_answers,
+            upgrade_take_over=take_over,
+        ),
+    }
+    with refusals_told(as_json):
+        Rollout(stack, "upgrade_engine", words, limit, verbose, as_json).go(check=check, yes=yes)
 
 
 @app.command()
@@ -101,10 +128,10 @@ def status(run: AnyRun = None, stack: Stack = "lab", as_json: AsJson = False) ->
             typer.echo(json.dumps({"claim": claim, "nodes": told.notes}, indent=2))
             return
         typer.echo(claim_told(claim))
-        table = Table("node", "state", "since", "driver before", "driver after", "attempts", "why")
+        table = Table("node", "state", "since", "before", "after", "attempts", "why")
         for node, note in sorted(told.notes.items()):
-            drivers = note["previous"]["version"], note["target"]["version"]
-            table.add_row(node, note["state"], note["at"], *drivers, str(note["attempts"]), note["reason"])
+            versions = note["previous"]["version"], note["target"]["version"]
+            table.add_row(node, note["state"], note["at"], *versions, str(note["attempts"]), note["reason"])
         console().print(table)
 
 
@@ -133,7 +160,7 @@ def resume(
         if found.result == "done":
             raise UpgradeError("UPGRADE-NOT-RUNNING", f"run {found.id}", "it came to its end", "begin another one")
         words = {**words_of(found), "upgrade_resume": "true", **consents(upgrade_take_over=take_over)}
-        playbook = "rollback_driver" if found.asked.get("back") else "upgrade_driver"
+        playbook = f"{'rollback' if found.asked.get('back') else 'upgrade'}_{found.kind}"
         limit = str(found.asked.get("limit") or "")
         Rollout(stack, playbook, words, limit, verbose, as_json).go(check=False, yes=yes)
 
@@ -146,7 +173,7 @@ def rollback(
     stack: Stack = "lab",
     as_json: AsJson = False,
 ) -> None:
-    """Bring the nodes that a run has changed back to the driver that they came from."""
+    """Bring the nodes on which a run has changed the driver back to the one that they came from."""
     with refusals_told(as_json):
         project = project_of()
         found, last = the_run(project, run), the_run(project, None)
@@ -154,6 +181,10 @@ def rollback(
         if found.id != last.id:
             why = f"run {last.id} came after it, and a node remembers one way back"
             raise UpgradeError("UPGRADE-NOTHING-BACK", f"run {found.id}", why, f"go back from {last.id} first")
+        if found.kind != "driver":
+            why = "its engines are named by the lock alone"
+            change = "ask for the old engine in the spec, `gpuyard lock`, and `gpuyard upgrade engine`"
+            raise UpgradeError("UPGRADE-NOTHING-BACK", f"run {found.id}", why, change)
         if found.asked.get("back") or not nodes:
             why = "it went back itself" if found.asked.get("back") else "no node came to another driver in it"
             raise UpgradeError("UPGRADE-NOTHING-BACK", f"run {found.id}", why, "`gpuyard runs` lists the others")
@@ -201,166 +232,7 @@ def show(
             show_run(found)
 
 
-# --- a rollout, watched ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Rollout:
-    """A playbook that changes nodes: planned, asked for, watched, reported."""
-
-    stack: str
-    playbook: str
-    words: Mapping[str, str]
-    limit: str
-    verbose: bool
-    as_json: bool
-
-    def __post_init__(self) -> None:
-        self.project = project_of()
-        self.console = Console(stderr=True)
-
-    def arguments(self, *more: str) -> list[str]:
-        values = [word for name, value in self.words.items() for word in ("-e", f"{name}={value}")]
-        return [*(["--limit", self.limit] if self.limit else []), *values, *more]
-
-    def go(self, *, check: bool, yes: bool) -> None:
-        if check or not yes:
-            self.preview()
-        if check:
-            return
-        if not yes:
-            if not sys.stdin.isatty():
-                change = "say --yes, or look first with --check"
-                raise UpgradeError("UPGRADE-CONFIRM", "this changes nodes that serve", "nobody is here to ask", change)
-            typer.confirm("Change these nodes?", abort=True, err=True)
-        self.walk()
-
-    def preview(self) -> None:
-        told = played(self.project, self.stack, self.playbook, self.arguments("--check"))
-        if told.rc:
-            self.fail(told)
-        # The first line names the run, and a check has none.
-        for line in told.plan[1:]:
-            typer.echo(line, err=True)
-
-    def walk(self) -> None:
-        play = Play(self.project, self.stack, self.playbook, self.arguments("-e", "upgrade_confirm=false"))
-        typer.echo(f"↳ {play.line}", err=True)
-        usual = typical(self.runs())
-
-        def interrupted(times: int) -> None:
-            if times == 1:
-                self.console.print("stopping before the next node; Ctrl-C again stops at once")
-                # Not from within the handler of a signal: the playbook that pauses takes seconds.
-                pauses.append(Play(self.project, self.stack, "pause_upgrade", []))
-            else:
-                play.kill()
-
-        pauses: list[Play] = []
-        with interrupts(interrupted):
-            self.watch(play, usual)
-            for pausing in pauses:
-                pausing.wait()
-        self.end(play.told)
-
-    def runs(self) -> list[Run]:
-        found: list[Run] = []
-        for path in records(self.project):
-            try:
-                found.append(run_of(path))
-            except RecordError:
-                continue  # `gpuyard runs` tells of it; how long things usually take can do without
-        return found
-
-    def watch(self, play: Play, usual: Mapping[str, float]) -> None:
-        told, lines = play.told, 0
-        if self.console.is_terminal:
-            with Live(console=self.console, get_renderable=lambda: view(told, usual), refresh_per_second=2):
-                while not play.ended(0.5):
-                    pass
-            return
-        while True:
-            ended = play.ended(0.5)
-            for node, state in told.moved[lines:]:
-                typer.echo(f"{datetime.now(UTC):%H:%M:%S} {node} {state}", err=True)
-                lines += 1
-            if ended:
-                return
-
-    def end(self, told: Told) -> None:
-        run = told.claim.get("run", "")
-        record = self.project / ".gpuyard/runs" / run / RECORD
-        report = record.with_name(REPORT)
-        found = run_of(record) if run and record.is_file() else None
-        if found:
-            write(report, html(found))
-        if self.verbose and told.output.is_file():
-            typer.echo(told.output.read_text(errors="replace"), err=True)
-        if self.as_json:
-            answer = {"rc": told.rc, "failures": told.failures, "report": str(report) if found else None}
-            typer.echo(json.dumps({**answer, **(found.as_dict() if found else {})}, indent=2))
-        elif found:
-            show_run(found)
-            typer.echo(f"report: {report}")
-        if told.rc:
-            self.fail(told, run)
-
-    def fail(self, told: Told, run: str = "") -> None:
-        """Say why, and how to go on. Ends with 1 where a node was touched, with 3 where all are as before."""
-        for line in told.failures or [f"ansible-playbook ended with {told.rc}"]:
-            typer.secho(line, err=True)
-        typer.echo(f"all that ansible printed: {told.output}", err=True)
-        if run and not told.claim.get("result"):
-            typer.echo(f"to go on: gpuyard upgrade resume {run} --stack {self.stack}", err=True)
-        for page in runbook(self.project, told):
-            typer.echo(f"what to do: {page}", err=True)
-        touched = any(note["touched"] and note["state"] != "upgrade-done" for note in told.notes.values())
-        raise typer.Exit(FINDINGS if touched else REFUSED)
-
-
-def runbook(project: Path, told: Told) -> list[str]:
-    """The pages on the states that nodes were left in, where the project has them."""
-    states = {note["state"] for note in told.notes.values()} - {"upgrade-done"}
-    names = {state if state in (*AT_REST, "upgrade-required") else "on-the-way" for state in states}
-    pages = [f"docs/runbook/{name}.md" for name in sorted(names)]
-    return [page for page in pages if (project / page).is_file()]
-
-
-def view(told: Told, usual: Mapping[str, float]) -> Table:
-    """Nodes and their states, while it runs."""
-    now = time.monotonic()
-    table = Table(
-        "node", "driver", "state", "for", "usually", "doing", title=told.claim.get("run"), title_justify="left"
-    )
-    for node, note in sorted(told.notes.items()):
-        state = note["state"]
-        rests = state in AT_REST
-        spent = "" if rests else f"{now - told.since[node]:.0f} s"
-        expected = f"{usual[state]:.0f} s" if state in usual and not rests else ""
-        drivers = f"{note['previous']['version']} → {note['target']['version']}"
-        table.add_row(node, drivers, state, spent, expected, "" if rests else told.doing.get(node, ""))
-    if not told.notes:
-        table.add_row("", "", "", "", "", next(reversed(told.doing.values()), "beginning"))
-    return table
-
-
-def show_run(run: Run) -> None:
-    what = f"{'back to' if run.asked.get('back') else run.kind} {run.target} on {run.fleet}"
-    typer.echo(f"run {run.id}: {what}, by {', '.join(run.operators)}: {run.result or 'open'}")
-    table = Table("node", "driver", "state", "attempts", "out of rotation", "why")
-    for name, walk in sorted(run.walks.items()):
-        drivers = f"{walk.previous} → {walk.target}"
-        table.add_row(name, drivers, walk.state, str(walk.attempts), f"{out_of_rotation(walk):.0f} s", walk.reason)
-    console().print(table)
-    typer.echo(f"record whole; its last line has SHA-256 {run.head}")
-
-
 # --- what there is ----------------------------------------------------------------------------------------------
-
-
-def records(project: Path) -> list[Path]:
-    """The records of this project's runs, the last one first: their names begin with the time."""
-    return sorted((project / ".gpuyard/runs").glob(f"*/{RECORD}"), reverse=True)
 
 
 def the_run(project: Path, name: str | None) -> Run:
@@ -386,7 +258,17 @@ def words_of(run: Run) -> dict[str, str]:
         **consents(
             upgrade_accept_downtime=str(asked["policy"]["accept_downtime"]).lower() in ("true", "yes", "1"),
             nvidia_driver_allow_downgrade=bool(asked["allow_downgrade"]) and not asked["back"],
+            vllm_server_allow_other_answers=bool(asked.get("allow_other_answers")),
         ),
+    }
+
+
+def policy(canary: int, max_unavailable: str, soak: str) -> dict[str, str]:
+    return {
+        "upgrade_canary": str(canary),
+        "upgrade_max_unavailable": max_unavailable,
+        "upgrade_soak_seconds": soak,
+        "upgrade_soak_every": str(min(30, max(int(soak), 1))),
     }
 
 

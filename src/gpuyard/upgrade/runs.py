@@ -141,8 +141,8 @@ def walks_of(events: Sequence[Event]) -> dict[str, Walk]:
 
 def out_of_rotation(walk: Walk) -> float:
     """Seconds from when a node was emptied until it served again, or until it came to rest."""
-    within = ("drain-required", "driver-install-required", "validation-required", "uncordon-required")
-    return sum(stay.seconds or 0 for stay in walk.stays if stay.state in (*within, "rollback-required"))
+    serving = ("upgrade-required", "soak-required", *AT_REST)
+    return sum(stay.seconds or 0 for stay in walk.stays if stay.state not in serving)
 
 
 def typical(runs: Iterable[Run]) -> dict[str, float]:

@@ -175,10 +175,10 @@ def refuse_overload(
             )
 
 
-def told(found: Sequence[Wave], drivers: Mapping[str, tuple[str, str]]) -> str:
-    """The plan as lines for people; `drivers` has what each node comes from and goes to."""
+def told(found: Sequence[Wave], versions: Mapping[str, tuple[str, str]]) -> str:
+    """The plan as lines for people; `versions` has what each node comes from and goes to."""
     lines = [f"{wave.name}: " + ", ".join(wave.nodes) for wave in found]
     moves = Counter(
-        f"{before} -> {after}" for before, after in (drivers[name] for wave in found for name in wave.nodes)
+        f"{before} -> {after}" for before, after in (versions[name] for wave in found for name in wave.nodes)
     )
     return "\n".join([*(f"{move} on {count} node(s)" for move, count in sorted(moves.items())), *lines])

@@ -16,10 +16,10 @@ class ActionModule(ActionBase):
         words = dict(self._task.args)
         record = words.pop("record", "")
         proof = words.pop("proof", None)
-        result = self._execute_module("gpuyard.fleet.driver_upgrade", module_args=words, task_vars=task_vars)
+        result = self._execute_module("gpuyard.fleet.node_upgrade", module_args=words, task_vars=task_vars)
         note = result.get("note")
         if record and result.get("changed") and not self._task.check_mode:
             told = {name: note[name] for name in ("node", "state", "attempts", "reason")}
-            drivers = {name: note[name]["version"] for name in ("previous", "target")}
-            append(Path(record), {"event": "state", **told, **drivers, **({"proof": proof} if proof else {})})
+            versions = {name: note[name]["version"] for name in ("previous", "target")}
+            append(Path(record), {"event": "state", **told, **versions, **({"proof": proof} if proof else {})})
         return result

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""The note of a driver upgrade on a node: begun, moved on, read."""
+"""The note of an upgrade on a node: begun, moved on, read."""
 
 from __future__ import annotations
 
@@ -8,30 +8,42 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuyard.fleet.plugins.module_utils.driver_upgrade import (
-    NOTE,
-    STEPS,
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError, alone, read, write
+from ansible_collections.gpuyard.fleet.plugins.module_utils.node_upgrade import (
+    KINDS,
+    TABLES,
     VERSION,
     advance,
     begin,
     installed,
+    note_of,
+    refuse_beside,
     way_back,
 )
-from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError, alone, read, write
 
 DOCUMENTATION = r"""
-module: driver_upgrade
-short_description: Keep the note of a driver upgrade on a node
+module: node_upgrade
+short_description: Keep the note of an upgrade of driver or engines on a node
 description:
   - Holds the state of the upgrade, what the node came from and what it goes to, so that any crash can be gone on from.
-  - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, and a
-    run that has lost the node to another one.
+  - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, a run
+    that has lost the node to another one, and a change of one kind while one of another kind is on its way.
 options:
+  kind:
+    description: What is changed; each kind has a note of its own.
+    type: str
+    choices: [driver, engine]
+    required: true
   node:
     description: Name of the node; given with C(target), the note is begun or gone on with.
     type: str
   target:
-    description: The driver to come to, with C(version), C(kernel_modules) and C(packages).
+    description:
+      - What to come to. C(version) is for people; of a driver there are C(kernel_modules) and C(packages).
+      - Two that are equal are the same.
+    type: dict
+  previous:
+    description: What the node has. Of a driver it is read from the C(pins).
     type: dict
   back:
     description: Begin the way back to what the last change came from; C(target) has been read from this note.
@@ -73,7 +85,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Note that the node is being emptied
-  gpuyard.fleet.driver_upgrade: {to: drain-required}
+  gpuyard.fleet.node_upgrade: {kind: driver, to: drain-required}
 """
 
 RETURN = r"""
@@ -82,7 +94,7 @@ note:
   returned: success
   type: dict
 way_back:
-  description: The driver that the node would go back to; empty, with C(no_way_back) saying why, where there is none.
+  description: What the node would go back to; empty, with C(no_way_back) saying why, where there is none.
   returned: success
   type: dict
 no_way_back:
@@ -94,23 +106,35 @@ no_way_back:
 
 def moved(note: Optional[dict[str, Any]], given: dict[str, Any]) -> Optional[dict[str, Any]]:
     """The note after what is asked. Raises NoteError."""
-    if note is not None and note["state"] not in STEPS:
-        raise NoteError(f"UPGRADE-NOTE: {NOTE} is at {note['state']}, which is no state. Use the gpuyard that wrote it")
+    kind = given["kind"]
+    if note is not None and note["state"] not in TABLES[kind]:
+        raise NoteError(
+            f"UPGRADE-NOTE: {note_of(kind)} is at {note['state']}, which is no state. Use the gpuyard that wrote it"
+        )
     if given["target"]:
-        words = {name: given[name] for name in ("node", "run", "target", "back")}
-        return begin(note, previous=installed(Path(given["pins"])), **words)
+        refuse_beside(kind, given["node"], {other: found(other) for other in KINDS if other != kind})
+        words = {name: given[name] for name in ("kind", "node", "run", "target", "back")}
+        return begin(note, previous=given["previous"] or installed(Path(given["pins"])), **words)
     if not given["to"]:
         return note
     if note is None:
-        raise NoteError("UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_driver.yml")
+        raise NoteError(f"UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_{kind}.yml")
     return advance(note, given["to"], given["run"], given["reason"], given["drained_before"], given["xid_since"])
+
+
+def found(kind: str) -> Optional[dict[str, Any]]:
+    """The note of that kind. Notes that are older than their kinds are of a driver."""
+    note = read(Path(note_of(kind)), VERSION)
+    return None if note is None else {"kind": "driver", **note}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "kind": {"type": "str", "choices": list(KINDS), "required": True},
             "node": {"type": "str"},
             "target": {"type": "dict"},
+            "previous": {"type": "dict"},
             "pins": {"type": "path", "default": "/etc/apt/preferences.d/gpuyard-nvidia-driver.pref"},
             "back": {"type": "bool", "default": False},
             "to": {"type": "str"},
@@ -126,10 +150,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    path = Path(NOTE)
+    path = Path(note_of(given["kind"]))
     try:
         with alone(path):
-            before = read(path, VERSION)
+            before = found(given["kind"])
             after = moved(before, given)
             changed = after != before
             if after is not None and changed:

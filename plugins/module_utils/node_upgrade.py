@@ -1,7 +1,8 @@
-"""The states of a driver upgrade on one node, in the field's names, and the note that holds them.
+"""The states of a node whose driver or engines are upgraded, in the field's names, and the note that holds them.
 
 The note lives on the node, is written whole or not at all, and says what the node came from, so that whoever continues
-after a crash puts back exactly that. Python 3.9 and the standard library alone.
+after a crash puts back exactly that. A node has one note for each kind of change, and at most one of them is on its
+way. Python 3.9 and the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError
 
 VERSION = 2
+KINDS = ("driver", "engine")
 # As in roles/nvidia_driver/vars: the packages that bring the kernel modules.
 FLAVOURS = {
     "open": r"nvidia-(kernel-open-dkms|dkms(-[0-9]+)?-open)",
     "proprietary": r"nvidia-(kernel-dkms|dkms(-[0-9]+)?)",
 }
-NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 
 
 class Step(NamedTuple):
@@ -32,72 +33,105 @@ class Step(NamedTuple):
     """Seconds after which a node in this state has been left by whoever brought it there; 0: it may rest there."""
 
 
-# A failure at any point has one way home: the driver that was there before. What was not changed yet is left as it is.
-STEPS: dict[str, Step] = {
-    "upgrade-required": Step((), "drain-required", "upgrade-required"),
-    # Requests may take long to end. The answers of the driver that is there are what the next one is compared with.
-    "drain-required": Step(
-        ("node_gate/drain", "vllm_server/record"), "driver-install-required", "rollback-required", 4200
-    ),
-    "driver-install-required": Step(
-        (
-            "vllm_server/stop",
-            "nvidia_driver/unload",
-            # Engines that are stopped may make the old driver log an Xid. From here on each one counts.
-            "node_health/mark",
-            "nvidia_driver/install",
-            "nvidia_driver/load",
-            "nvidia_driver/configure",
+class Exchange(NamedTuple):
+    """What is particular to a kind of change: all else, every kind has in common."""
+
+    state: str
+    """The state in which it is exchanged."""
+    before: tuple[str, ...]
+    """What is done on the empty node while it has all that it had."""
+    does: tuple[str, ...]
+    proof: tuple[str, ...]
+    """What is proven before engines are started, and again under load."""
+    undo: tuple[str, ...]
+    deadline: int
+
+
+EXCHANGES: dict[str, Exchange] = {
+    "driver": Exchange(
+        state="driver-install-required",
+        before=(),
+        # Engines that are stopped may make the old driver log an Xid. From the mark on each one counts.
+        does=(
+            *("vllm_server/stop", "nvidia_driver/unload", "node_health/mark"),
+            *("nvidia_driver/install", "nvidia_driver/load", "nvidia_driver/configure"),
         ),
-        "validation-required",
-        "rollback-required",
-        1800,
-    ),
-    "validation-required": Step(
-        ("nvidia_driver/verify", "vllm_server/start", "vllm_server/verify", "vllm_server/compare"),
-        "uncordon-required",
-        "rollback-required",
-        2400,
-    ),
-    "uncordon-required": Step(("node_gate/uncordon",), "soak-required", "rollback-required", 300),
-    # Under the users' own load: what nothing but that brings out is seen while one node has the driver.
-    "soak-required": Step(
-        ("nvidia_driver/verify", "vllm_server/verify", "vllm_server/compare"), "upgrade-done", "rollback-required", 7200
-    ),
-    "rollback-required": Step(
-        (
-            "vllm_server/stop",
-            "nvidia_driver/unload",
-            "node_health/mark",
-            "nvidia_driver/install",
-            "nvidia_driver/load",
-            "nvidia_driver/configure",
-            "nvidia_driver/verify",
-            "vllm_server/start",
-            "vllm_server/verify",
-            "vllm_server/compare",
-            "node_gate/uncordon",
+        proof=("nvidia_driver/verify",),
+        undo=(
+            *("vllm_server/stop", "nvidia_driver/unload", "node_health/mark"),
+            *("nvidia_driver/install", "nvidia_driver/load", "nvidia_driver/configure", "nvidia_driver/verify"),
         ),
-        "rollback-done",
-        "rollback-failed",
-        7200,
+        deadline=1800,
     ),
-    "upgrade-done": Step((), "upgrade-done", "upgrade-done"),
-    "rollback-done": Step((), "rollback-done", "rollback-done"),
-    "rollback-failed": Step((), "rollback-failed", "rollback-failed"),
+    # The environments were built beside the old ones before the first node was emptied: what is left to exchange is
+    # which of them the units name, and with which settings.
+    "engine": Exchange(
+        state="service-stop-required",
+        before=("vllm_server/keep",),
+        does=("vllm_server/stop", "vllm_server/configure"),
+        proof=(),
+        undo=("vllm_server/stop", "vllm_server/restore"),
+        deadline=600,
+    ),
 }
+ENGINES_ANSWER = ("vllm_server/start", "vllm_server/verify", "vllm_server/compare")
+UNDER_LOAD = ("vllm_server/verify", "vllm_server/compare")
+
+
+def table(kind: str) -> dict[str, Step]:
+    """The states of one kind of change, and where each leads.
+
+    A failure at any point has one way home: what was there before. What was not changed yet is left as it is.
+    """
+    own = EXCHANGES[kind]
+    # Requests may take long to end. The answers of what is there are what the next one is compared with.
+    emptied = ("node_gate/drain", "vllm_server/record", *own.before)
+    return {
+        "upgrade-required": Step((), "drain-required", "upgrade-required"),
+        "drain-required": Step(emptied, own.state, "rollback-required", 4200),
+        own.state: Step(own.does, "validation-required", "rollback-required", own.deadline),
+        "validation-required": Step((*own.proof, *ENGINES_ANSWER), "uncordon-required", "rollback-required", 2400),
+        "uncordon-required": Step(("node_gate/uncordon",), "soak-required", "rollback-required", 300),
+        # Under the users' own load: what nothing but that brings out is seen while one node has the new one.
+        "soak-required": Step((*own.proof, *UNDER_LOAD), "upgrade-done", "rollback-required", 7200),
+        "rollback-required": Step(
+            (*own.undo, *ENGINES_ANSWER, "node_gate/uncordon"), "rollback-done", "rollback-failed", 7200
+        ),
+        "upgrade-done": Step((), "upgrade-done", "upgrade-done"),
+        "rollback-done": Step((), "rollback-done", "rollback-done"),
+        "rollback-failed": Step((), "rollback-failed", "rollback-failed"),
+    }
+
+
+TABLES: dict[str, dict[str, Step]] = {kind: table(kind) for kind in KINDS}
 AT_REST = ("upgrade-done", "rollback-done", "rollback-failed")
 
 
-def follows(state: str) -> set[str]:
+def note_of(kind: str) -> str:
+    """Where the note of that kind of change lies on a node."""
+    return f"/var/lib/gpuyard/{kind}-upgrade.json"
+
+
+def follows(kind: str, state: str) -> set[str]:
     """The states that may come after a state; itself, because a step that was interrupted is done again."""
-    step = STEPS[state]
+    step = TABLES[kind][state]
     return {state, step.success, step.failure}
+
+
+def refuse_beside(kind: str, node: str, others: dict[str, dict[str, Any] | None]) -> None:
+    """Raises NoteError where a change of another kind is on its way, or has left the node in quarantine."""
+    for other, note in others.items():
+        if note is not None and note["state"] not in ("upgrade-required", "upgrade-done", "rollback-done"):
+            raise NoteError(
+                f"UPGRADE-OTHER: a change of the {other} of {node} stands at {note['state']}, and its {kind} is to be "
+                f"changed. Bring the first one to its end: playbooks/operate/upgrade_{other}.yml"
+            )
 
 
 def begin(
     note: dict[str, Any] | None,
     *,
+    kind: str,
     node: str,
     run: str,
     target: dict[str, Any],
@@ -114,20 +148,22 @@ def begin(
     if note is not None:
         if note["node"] != node:
             raise NoteError(
-                f"UPGRADE-FOREIGN: the note on {node} is of node {note['node']}. Remove {NOTE} there if it has moved"
+                f"UPGRADE-FOREIGN: the note on {node} is of node {note['node']}. Remove {note_of(kind)} there if it "
+                "has moved"
             )
         going = note["state"] not in (*AT_REST, "upgrade-required")
         if going and note["target"] != target:
             raise NoteError(
-                f"UPGRADE-OTHER: a change to driver {note['target']['version']} stands at {note['state']}, and "
+                f"UPGRADE-OTHER: a change to {kind} {note['target']['version']} stands at {note['state']}, and "
                 f"{target['version']} is asked for. End the first one with the lock that it began with"
             )
         if going:
             return {**note, "run": run, "attempts": note["attempts"] + 1}
         if note["state"] == "rollback-failed" and note["target"] == target:
             raise NoteError(
-                f"UPGRADE-QUARANTINE: driver {target['version']} failed on {node}, and so did the way back to "
-                f"{note['previous']['version']}. Mend the node, bring it back with site.yml, and remove {NOTE} there"
+                f"UPGRADE-QUARANTINE: {kind} {target['version']} failed on {node}, and so did the way back to "
+                f"{note['previous']['version']}. Mend the node, bring it back with site.yml, and remove "
+                f"{note_of(kind)} there"
             )
         if note["state"] == "upgrade-done" and note["target"] == target == previous:
             return note
@@ -137,6 +173,7 @@ def begin(
         before = note["previous"] if note["state"] == "upgrade-done" else note["before"]
     return {
         "version": VERSION,
+        "kind": kind,
         "node": node,
         "run": run,
         "state": state,
@@ -168,13 +205,13 @@ def advance(
             f"UPGRADE-FENCED: {note['node']} is changed by run {note['run']} now, this is {run}. Somebody took over; "
             "agree with them before anything is run again"
         )
-    if to not in follows(note["state"]):
+    if to not in follows(note["kind"], note["state"]):
         raise NoteError(
             f"UPGRADE-STATE: {note['node']} stands at {note['state']}, from where nothing leads to {to}. "
             "Run the playbook again: it begins where the node stands"
         )
     # From here on the way home is more than to open the node again.
-    found = {**note, "state": to, "reason": reason, "touched": note["touched"] or to == "driver-install-required"}
+    found = {**note, "state": to, "reason": reason, "touched": note["touched"] or to == EXCHANGES[note["kind"]].state}
     if drained_before is not None and note["state"] == "upgrade-required":
         found["drained_before"] = drained_before
     if xid_since:
@@ -183,7 +220,7 @@ def advance(
 
 
 def way_back(note: dict[str, Any] | None) -> dict[str, Any]:
-    """The driver that a node goes back to: what its last change came from. Raises NoteError where there is none."""
+    """What a node goes back to: what its last change came from. Raises NoteError where there is none."""
     if note is None:
         found = None
     elif note["back"]:
@@ -193,9 +230,7 @@ def way_back(note: dict[str, Any] | None) -> dict[str, Any]:
     else:
         found = note["before"]
     if found is None:
-        raise NoteError(
-            "UPGRADE-NOTHING-BACK: the driver of this node was never changed, so there is none to go back to"
-        )
+        raise NoteError("UPGRADE-NOTHING-BACK: this was never changed on this node, so there is nothing to go back to")
     return found
 
 

@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 import yaml
 
+from gpuyard.upgrade.report import COLOURS
 from plugins.module_utils import kept_note
-from plugins.module_utils.driver_upgrade import (
+from plugins.module_utils.kept_note import NoteError, write
+from plugins.module_utils.node_upgrade import (
     AT_REST,
-    STEPS,
+    EXCHANGES,
+    KINDS,
+    TABLES,
     VERSION,
     advance,
     begin,
     follows,
     installed,
     pinned,
+    refuse_beside,
     way_back,
 )
-from plugins.module_utils.kept_note import NoteError, write
 
 PROJECT = Path(__file__).parents[2]
-WALK = PROJECT / "playbooks/operate/tasks/change_driver.yml"
+WALK = PROJECT / "playbooks/operate/tasks/change_node.yml"
 RUN = "20261125T060000Z-driver-abcd"
 OLD: dict[str, Any] = {
     "version": "580.105.08",
@@ -46,7 +50,7 @@ OTHER: dict[str, Any] = {
 def begun(
     note: dict[str, Any] | None = None, target: dict[str, Any] = NEW, previous: dict[str, Any] = OLD
 ) -> dict[str, Any]:
-    return begin(note, node="a-chat-0", run=RUN, target=target, previous=previous)
+    return begin(note, kind="driver", node="a-chat-0", run=RUN, target=target, previous=previous)
 
 
 def moved(note: dict[str, Any], to: str, **more: Any) -> dict[str, Any]:
@@ -63,66 +67,83 @@ def at(state: str) -> dict[str, Any]:
 
 # --- the table ---
 
-
-def test_every_edge_leads_to_a_state_of_the_table() -> None:
-    for state, step in STEPS.items():
-        assert {step.success, step.failure} <= set(STEPS), state
+by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def test_every_state_comes_to_rest_whatever_fails() -> None:
-    for state in STEPS:
+@by_kind
+def test_every_edge_leads_to_a_state_of_the_table(kind: str) -> None:
+    for state, step in TABLES[kind].items():
+        assert {step.success, step.failure} <= set(TABLES[kind]), state
+
+
+@by_kind
+def test_every_state_comes_to_rest_whatever_fails(kind: str) -> None:
+    for state in TABLES[kind]:
         seen, left = set(), {state}
         while left:
             seen |= left
-            left = {after for one in left for after in follows(one)} - seen
+            left = {after for one in left for after in follows(kind, one)} - seen
         assert set(AT_REST) & seen, state
 
 
-def test_failures_on_the_way_lead_home_and_a_failed_way_home_leads_nowhere_else() -> None:
-    going = [state for state in STEPS if state not in (*AT_REST, "upgrade-required", "rollback-required")]
-    assert {STEPS[state].failure for state in going} == {"rollback-required"}
-    assert STEPS["rollback-required"].failure == "rollback-failed"
-    assert follows("rollback-failed") == {"rollback-failed"}
+@by_kind
+def test_failures_on_the_way_lead_home_and_a_failed_way_home_leads_nowhere_else(kind: str) -> None:
+    table = TABLES[kind]
+    going = [state for state in table if state not in (*AT_REST, "upgrade-required", "rollback-required")]
+    assert {table[state].failure for state in going} == {"rollback-required"}
+    assert table["rollback-required"].failure == "rollback-failed"
+    assert follows(kind, "rollback-failed") == {"rollback-failed"}
 
 
-def test_every_step_has_hands() -> None:
-    for step in STEPS.values():
+@by_kind
+def test_every_step_has_hands(kind: str) -> None:
+    for step in TABLES[kind].values():
         for does in step.does:
             role, verb = does.split("/")
             assert (PROJECT / "roles" / role / "tasks" / f"{verb}.yml").is_file(), does
 
 
-def walked(tasks: list[dict[str, Any]]) -> list[str]:
-    """The verbs of roles and the states that a list of tasks goes through, in its order."""
+def test_every_state_has_a_colour_of_its_own_kind() -> None:
+    assert set(COLOURS) == {state for table in TABLES.values() for state in table}
+
+
+def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent) -> list[str]:
+    """The verbs of roles and the states that a list of tasks goes through for one kind of change, in its order."""
     found: list[str] = []
     for task in tasks:
+        condition = str(task.get("when", ""))
+        if any(f"upgrade_kind == '{other}'" in condition for other in KINDS if other != kind):
+            continue
         if "block" in task:
-            found += walked(task["block"])
+            found += walked(task["block"], kind, folder)
         elif role := task.get("ansible.builtin.include_role"):
             found.append(f"{role['name'].split('.')[-1]}/{role['tasks_from']}")
-        elif note := task.get("gpuyard.fleet.driver_upgrade"):
-            found.append(note["to"])
-        elif tasks := task.get("ansible.builtin.include_tasks"):
-            found += walked(yaml.safe_load((WALK.parent / tasks).read_text()))
+        elif note := task.get("gpuyard.fleet.node_upgrade"):
+            found.append(EXCHANGES[kind].state if note["to"] == "{{ upgrade_exchange }}" else note["to"])
+        elif named := task.get("ansible.builtin.include_tasks"):
+            file = folder / named.replace("{{ upgrade_kind }}", kind)
+            found += walked(yaml.safe_load(file.read_text()), kind, file.parent)
     return found
 
 
-def test_the_playbook_walks_the_table_and_nothing_else() -> None:
+@by_kind
+def test_the_playbook_walks_the_table_and_nothing_else(kind: str) -> None:
     halt, held, look, begin_it, task = yaml.safe_load(WALK.read_text())
     assert held["gpuyard.fleet.rollout"]["state"] == "held", "who lost the fleet, or is to pause, begins no node"
     assert "ansible.builtin.assert" in halt
-    assert walked([look, begin_it]) == ["node_gate/servers", "drain-required"]
+    assert f"'{kind}': '{EXCHANGES[kind].state}'" in task["vars"]["upgrade_exchange"]
+    assert walked([look, begin_it], kind) == ["node_gate/servers", "drain-required"]
     table: list[str] = []
     state = "upgrade-required"
     while state not in AT_REST:
-        table += [*STEPS[state].does, STEPS[state].success]
-        state = STEPS[state].success
-    assert ["drain-required", *walked(task["block"])] == table
-    back = walked(task["rescue"])
-    step = STEPS["rollback-required"]
+        table += [*TABLES[kind][state].does, TABLES[kind][state].success]
+        state = TABLES[kind][state].success
+    assert ["drain-required", *walked(task["block"], kind)] == table
+    back = walked(task["rescue"], kind)
+    step = TABLES[kind]["rollback-required"]
     assert back == ["rollback-required", "node_gate/drain", *step.does, "rollback-done"]
     (way_back,) = [task for task in task["rescue"] if "block" in task]
-    assert walked(way_back["rescue"]) == ["rollback-failed"]
+    assert walked(way_back["rescue"], kind) == ["rollback-failed"]
 
 
 # --- the note ---
@@ -155,7 +176,7 @@ def test_a_node_in_quarantine_is_not_tried_again_with_the_same_driver() -> None:
 
 def test_the_note_of_another_node_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
-        begin(begun(), node="b-chat-0", run=RUN, target=NEW, previous=OLD)
+        begin(begun(), kind="driver", node="b-chat-0", run=RUN, target=NEW, previous=OLD)
 
 
 def test_the_mark_of_the_new_driver_outlives_whoever_set_it() -> None:
@@ -179,7 +200,7 @@ def test_a_node_is_touched_from_the_moment_its_driver_is_exchanged() -> None:
 
 def test_a_run_that_lost_a_node_moves_it_no_more() -> None:
     note = moved(begun(), "drain-required")
-    taken = begin(note, node="a-chat-0", run="another", target=NEW, previous=OLD)
+    taken = begin(note, kind="driver", node="a-chat-0", run="another", target=NEW, previous=OLD)
     with pytest.raises(NoteError, match=r"UPGRADE-FENCED.*another"):
         moved(taken, "driver-install-required")
     assert advance(taken, "driver-install-required", "another")["touched"]
@@ -188,17 +209,41 @@ def test_a_run_that_lost_a_node_moves_it_no_more() -> None:
 def test_who_goes_back_twice_stays_there() -> None:
     done = {**begun(), "state": "upgrade-done"}
     assert way_back(done) == OLD
-    back = begin(done, node="a-chat-0", run=RUN, target=OLD, previous=NEW, back=True)
+    words = {"kind": "driver", "node": "a-chat-0", "run": RUN}
+    back = begin(done, target=OLD, previous=NEW, back=True, **words)
     assert way_back(back) == OLD
-    refused = {**begin(done, node="a-chat-0", run=RUN, target=OTHER, previous=NEW), "state": "rollback-done"}
+    refused = {**begun(done, target=OTHER, previous=NEW), "state": "rollback-done"}
     assert way_back(refused) == OLD, "what never came is nothing to go back from"
     for none in (None, begun(previous=NEW), begun()):
         with pytest.raises(NoteError, match="UPGRADE-NOTHING-BACK"):
             way_back(none)
 
 
-def test_every_state_that_is_not_rest_has_a_deadline() -> None:
-    assert {state for state, step in STEPS.items() if not step.deadline} == {"upgrade-required", *AT_REST}
+@by_kind
+def test_every_state_that_is_not_rest_has_a_deadline(kind: str) -> None:
+    assert {state for state, step in TABLES[kind].items() if not step.deadline} == {"upgrade-required", *AT_REST}
+
+
+def test_one_kind_of_change_at_a_time() -> None:
+    resting = ("upgrade-required", "upgrade-done", "rollback-done")
+    for state in TABLES["driver"]:
+        others = {"driver": at(state)}
+        if state in resting:
+            refuse_beside("engine", "a-chat-0", others)
+        else:
+            with pytest.raises(NoteError, match=f"UPGRADE-OTHER: a change of the driver of a-chat-0 stands at {state}"):
+                refuse_beside("engine", "a-chat-0", others)
+    refuse_beside("engine", "a-chat-0", {"driver": None})
+
+
+def test_a_node_is_touched_from_the_moment_its_engines_are_exchanged() -> None:
+    new, old = {"version": "vllm-2", "settings": "b"}, {"version": "vllm-1", "environments": {"m": "vllm-1"}}
+    note = begin(None, kind="engine", node="a-chat-0", run=RUN, target=new, previous=old)
+    note = moved(note, "drain-required")
+    assert not note["touched"]
+    assert moved(note, "service-stop-required")["touched"]
+    with pytest.raises(NoteError, match="UPGRADE-STATE"):
+        moved(note, "driver-install-required")
 
 
 def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -> None:
@@ -248,7 +293,7 @@ def test_what_a_node_has_is_read_from_its_pins(tmp_path: Path) -> None:
 
 
 def test_the_role_and_the_note_know_the_same_flavours() -> None:
-    from plugins.module_utils.driver_upgrade import FLAVOURS
+    from plugins.module_utils.node_upgrade import FLAVOURS
 
     own = yaml.safe_load((PROJECT / "roles/nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_flavours"]
     for name in (
