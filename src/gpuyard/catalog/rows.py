@@ -29,6 +29,12 @@ class Gpu(Row):
     compute_capability: Capability
     nvswitch: bool
     """Boards of this kind sit on an NVSwitch, which needs the fabric manager of the driver's version."""
+    memory_gib: float
+    """What CUDA reports to PyTorch."""
+    memory_measured: bool
+    """From the log of a start, not from the board's memory less what drivers keep."""
+    nvlink: bool
+    """The boards of a node are joined by NVLink."""
     cuda_compat: Literal["supported", "some", "unsupported"]
     """Forward compatibility: on data-center GPUs, on some RTX boards, on no GeForce."""
     open_modules: Literal["unsupported", "supported", "required"]

@@ -1,0 +1,105 @@
+"""`gpuyard fit`: does a model fit on a GPU, what is left for its KV cache, and how exact that is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gpuyard.catalog import load_catalog
+from gpuyard.catalog.memory import load_memory
+from gpuyard.cli.models import model_shape
+from gpuyard.cli.refusals import FINDINGS, refusals_told
+from gpuyard.cli.write import answer
+from gpuyard.plan import names
+from gpuyard.plan.memory.budget import board_of
+from gpuyard.plan.memory.fit import NEWEST, Fit, Settings
+from gpuyard.plan.memory.fit import fit as fit_on
+from gpuyard.spec.errors import RefusedError
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(fit)
+
+
+def fit(
+    model: Annotated[str | None, typer.Option("--model", help="ID, config.json, or a directory with one.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="As `gpuyard gpus` names it.")] = None,
+    tp: Annotated[int, typer.Option("--tensor-parallel-size", "--tp")] = 1,
+    pp: Annotated[int, typer.Option("--pipeline-parallel-size", "--pp")] = 1,
+    dtype: Annotated[str | None, typer.Option("--dtype")] = None,
+    quantization: Annotated[str | None, typer.Option("--quantization")] = None,
+    kv_cache_dtype: Annotated[str, typer.Option("--kv-cache-dtype")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option("--max-model-len")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option("--gpu-memory-utilization")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option("--max-num-seqs")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option("--max-num-batched-tokens")] = None,
+    block_size: Annotated[int | None, typer.Option("--block-size")] = None,
+    kv_cache_memory_bytes: Annotated[int | None, typer.Option("--kv-cache-memory-bytes")] = None,
+    num_speculative_tokens: Annotated[int, typer.Option("--num-speculative-tokens")] = 0,
+    engine: Annotated[str, typer.Option("--engine", help="vllm==VERSION.")] = f"vllm=={NEWEST}",
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
+    weights_gib: Annotated[
+        float | None, typer.Option("--weights-gib", help="Weights on one GPU, as an engine printed them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")] = False,
+) -> None:
+    """Reckon a start of vLLM: weights, activations, CUDA graphs, and the KV cache that is left, with an interval."""
+    with refusals_told(as_json):
+        if model is None or gpu is None:
+            raise typer.BadParameter("name a --model and a --gpu, or --cases")
+        settings = Settings(
+            engine=_version(engine),
+            tensor_parallel_size=tp,
+            pipeline_parallel_size=pp,
+            dtype=dtype,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            enforce_eager=enforce_eager,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            num_speculative_tokens=num_speculative_tokens,
+            weights_gib=weights_gib,
+        )
+        board = board_of(names.gpu(load_catalog(), gpu))
+        done = fit_on(model_shape(model), board, settings, load_memory())
+        answer(as_json, done.as_dict(), _told(done))
+        if not done.fits:
+            raise typer.Exit(FINDINGS)
+
+
+def _version(word: str) -> str:
+    distribution, equals, version = word.partition("==")
+    if distribution != "vllm" or not equals:
+        raise RefusedError("FIT-ENGINE", f"engine {word}", "it is told as vllm==VERSION", f"e.g. vllm=={NEWEST}")
+    return version
+
+
+def _told(done: Fit) -> str:
+    def line(what: str, gib: float, note: str = "") -> str:
+        return f"  {what:<22}{gib:>9.2f} GiB  {note}".rstrip()
+
+    count = f"{done.gpus} x " if done.gpus > 1 else ""
+    asked = f"{done.gpu_memory_utilization:g} of {done.memory_gib:.2f} GiB"
+    batch = f"{done.max_num_seqs} sequences, {done.max_num_batched_tokens} tokens in a batch"
+    between = f"{done.kv_cache_gib_low:.2f} to {done.kv_cache_gib_high:.2f} in 90 % of starts"
+    verdict = "fits" if done.surely else "likely fits" if done.fits else "does not fit"
+    lines = [
+        f"{done.model} on {count}{done.gpu}, vLLM {done.engine}, max-model-len {done.max_model_len}",
+        line("asked for", done.requested_gib, asked),
+        line("weights", -done.weights_gib),
+        line("activations", -done.activation_gib, batch),
+        line("not PyTorch's", -done.non_torch_gib),
+        line("CUDA graphs", -done.cudagraph_gib),
+        line("KV cache", done.kv_cache_gib, between),
+        f"  {done.kv_cache_tokens} tokens in {done.num_blocks} blocks of {done.block_size}; one request of"
+        f" {done.max_model_len}: {done.needed_gib:.2f} GiB",
+        f"  {done.max_concurrency:.2f} requests of max-model-len at once",
+        *(f"  {finding}" for finding in done.findings),
+        verdict,
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""What is left for the KV cache: the memory that is asked for, less all that is taken before. In GiB on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gpuyard.catalog import numbers
+from gpuyard.catalog.memory import EngineMemory, Forward, MemoryTables, Range
+from gpuyard.catalog.rows import Gpu
+from gpuyard.plan.memory.shape import Shape
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A GPU as far as memory is concerned."""
+
+    name: str
+    memory_gib: Range
+    """As CUDA reports it to PyTorch: less than the board's, by what driver and ECC keep."""
+    nvlink: bool
+
+    @property
+    def likely_gib(self) -> float:
+        return self.memory_gib[1]
+
+
+def board_of(gpu: Gpu) -> Board:
+    """The board of a row of the catalog."""
+    # Drivers differ in what they keep for themselves.
+    spread = 0.15 if gpu.memory_measured else 0.4
+    return Board(gpu.name, (gpu.memory_gib - spread, gpu.memory_gib, gpu.memory_gib + spread), gpu.nvlink)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The largest batch, which the engine tries before it counts."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A share of the memory. Nine of ten starts lie between low and high."""
+
+    low: float
+    likely: float
+    high: float
+
+
+def engine_row(tables: MemoryTables, version: str) -> EngineMemory:
+    """How this version shares memory out; a version before the first row is taken for it."""
+    rows = sorted(tables.engines, key=lambda row: numbers(row.since))
+    fitting = [row for row in rows if numbers(row.since) <= numbers(version)]
+    return fitting[-1] if fitting else rows[0]
+
+
+def batch_of(engine: EngineMemory, board: Board, seqs: int | None, batched: int | None, max_model_len: int) -> Batch:
+    """The batch as told, and where it is not, the version's default on this GPU."""
+    large = board.likely_gib >= 70 and "A100" not in board.name
+    size = 2 if board.likely_gib >= 160 else int(large)
+    if batched is None:
+        whole = engine.chunked_above is not None and max_model_len <= engine.chunked_above
+        batched = max(max_model_len, 2048) if whole else engine.batched[size]
+    return Batch(min(seqs if seqs is not None else engine.seqs[int(large)], max(batched, 1)), batched)
+
+
+def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batch, tensor: int) -> Term:
+    """Peak of the trial run: the larger of the forward pass and of the sampler over all sequences."""
+    hidden = batch.max_num_batched_tokens * shape.hidden * 2 / GIB
+    logits = batch.max_num_seqs * shape.vocab / GIB
+    wide = _forward(shape, forward, batch, tensor) / GIB
+    sampler = [size * logits + forward.sampler_hiddens * hidden for size in engine.sampler_bytes]
+    encoder = forward.encoder_gib if shape.multimodal else (0.0, 0.0, 0.0)
+    low, likely, high = (
+        max(wide * spread, held) + forward.base_gib + seen
+        for spread, held, seen in zip((forward.spread[0], 1.0, forward.spread[1]), sampler, encoder, strict=True)
+    )
+    return Term(low, likely, high)
+
+
+def _forward(shape: Shape, forward: Forward, batch: Batch, tensor: int) -> float:
+    """Bytes of the widest layer's buffers."""
+    widest = 0.0
+    for experts in {layer.experts for layer in shape.layers}:
+        if experts and shape.experts:
+            mix = shape.experts
+            inner = mix.intermediate / tensor
+            # Two buffers for every expert of a token: gate and up or the output, whichever is wider; and the product.
+            width = mix.per_token * (max(2 * inner, shape.hidden) + inner) + 3 * mix.shared_intermediate / tensor
+        else:
+            width = forward.intermediates * shape.intermediate / tensor
+        widest = max(widest, width)
+    return batch.max_num_batched_tokens * (widest + forward.hiddens * shape.hidden) * 2
+
+
+def non_torch(tables: MemoryTables, version: str, tensor: int, nvlink: bool) -> Term:
+    rows = [
+        row
+        for row in tables.non_torch
+        if numbers(row.since) <= max(numbers(version), numbers("0.6.0"))
+        and row.tensor_parallel_size <= tensor
+        and row.nvlink in (None, nvlink)
+    ]
+    row = max(rows, key=lambda row: (numbers(row.since), row.tensor_parallel_size))
+    return Term(*row.gib)
+
+
+def graphs(shape: Shape, engine: EngineMemory, forward: Forward, eager: bool) -> Term:
+    """The estimate that is kept free for CUDA graphs; before it was made, they came out of what was left over."""
+    if eager or not engine.counts_graphs:
+        return Term(0.0, 0.0, 0.0)
+    count = len(shape.layers)
+    low, likely, high = (
+        base + each * count for base, each in zip(forward.graph_base_gib, forward.graph_gib, strict=True)
+    )
+    return Term(low, likely, high)
+
+
+def left_over(asked: Term, taken: tuple[Term, ...]) -> Term:
+    """What is left, with the interval that the terms' own add up to: they are taken to err apart from one another."""
+    likely = asked.likely - sum(term.likely for term in taken)
+    down = math.hypot(asked.likely - asked.low, *(term.high - term.likely for term in taken))
+    up = math.hypot(asked.high - asked.likely, *(term.likely - term.low for term in taken))
+    return Term(likely - down, likely, likely + up)

@@ -1,0 +1,296 @@
+"""From a model's config.json to its shape. What it leaves out has its kind's default; what cannot be is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from gpuyard.plan.memory.shape import Experts, Latent, Layer, Linear, Mixer, Shape
+from gpuyard.spec.errors import RefusedError
+
+_MOST = {"hidden_size": 131_072, "num_hidden_layers": 1_000, "vocab_size": 4_000_000, "num_attention_heads": 4_096}
+_ALIASES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv"),
+    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", "d_ff"),
+    "max_position_embeddings": (
+        "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
+    ),
+    "experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
+    "experts_per_token": ("num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_k", "top_k_experts"),
+}  # fmt: skip
+_LINEAR = ("linear_attention", "mamba", "mamba2", "gated_delta_net", "kda", "linear", "recurrent", "gdn")
+
+
+def shape_of(config: Mapping[str, Any], name: str) -> Shape:
+    """The shape that a config.json tells. Raises RefusedError: FIT-CONFIG names the field and what would pass."""
+    text = _text(config)
+    reader = _Reader(text, name)
+    hidden, count, heads = (reader.needed(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    vocab = reader.needed("vocab_size")
+    if hidden < heads:
+        raise reader.refused("hidden_size", f"{hidden} is less than its {heads} attention heads", "set it as trained")
+    kv_heads = reader.number("num_key_value_heads") or (1 if text.get("multi_query") else heads)
+    head_dim = reader.number("head_dim") or hidden // heads
+    if kv_heads > heads or heads % kv_heads:
+        raise reader.refused(
+            "num_key_value_heads", f"{kv_heads} do not divide the {heads} attention heads", f"e.g. {heads}"
+        )
+    latent, linear, experts = _latent(reader), _linear(reader), _experts(reader, config)
+    mixers = _mixers(reader, count, latent, linear)
+    wide = reader.number("global_head_dim"), reader.number("num_global_key_value_heads")
+    dense_first = reader.number("first_k_dense_replace") or 0
+    step = reader.number("decoder_sparse_step") or reader.number("interleave_moe_layer_step") or 1
+    dense = set(cast("list[int]", text.get("mlp_only_layers") or []))
+    layers = tuple(
+        Layer(
+            mixer=mixer,
+            kv_heads=wide[1] or kv_heads if mixer == "full" else kv_heads,
+            head_dim=wide[0] or head_dim if mixer == "full" else head_dim,
+            window=window,
+            experts=bool(experts) and index >= dense_first and index not in dense and (index + 1) % step == 0,
+        )
+        for index, (mixer, window) in enumerate(mixers)
+    )
+    method, bits, group, unquantized = _quantization(config, text)
+    vision = config.get("vision_config") or config.get("audio_config") or config.get("thinker_config")
+    wanted = experts.intermediate if experts else 4 * hidden
+    return Shape(
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        intermediate=reader.number("intermediate_size_mlp") or reader.number("intermediate_size") or wanted,
+        vocab=vocab,
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", _ties(config)))),
+        max_model_len=reader.number("max_position_embeddings") or 2048,
+        dtype=_dtype(config, text),
+        gated=not str(text.get("model_type", "")).startswith(("opt", "gpt2", "gpt_neox", "bloom", "falcon", "phi")),
+        attention_gate=bool(text.get("attn_output_gate", "qwen3_next" in str(text.get("model_type", "")))),
+        experts=experts,
+        latent=latent,
+        linear=linear,
+        quantization=method,
+        bits=bits,
+        group=group,
+        unquantized=unquantized,
+        extra_params=_tower(vision, hidden) if isinstance(vision, Mapping) else 0,  # pyright: ignore[reportUnknownArgumentType]
+        multimodal=vision is not None,
+        source="its config.json",
+    )
+
+
+def _whole(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and value == value and 0 <= value < 2**63 and value == int(value)
+
+
+class _Reader:
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self.config = config
+        self.name = name
+
+    def number(self, key: str) -> int | None:
+        """A whole number above nothing, by any of its names; None where it is not told."""
+        for alias in _ALIASES.get(key, (key,)):
+            value = self.config.get(alias)
+            if value is None or isinstance(value, (list, dict)):
+                continue
+            if not _whole(value):
+                raise self.refused(alias, f"{value!r} is no whole number above 0", "set it as the model was trained")
+            if int(value) > _MOST.get(key, 2**63):
+                raise self.refused(alias, f"{value} is more than any model has", f"at most {_MOST[key]}")
+            return int(value) or None
+        return None
+
+    def needed(self, key: str) -> int:
+        value = self.number(key)
+        if value is None:
+            names = " or ".join(_ALIASES.get(key, (key,)))
+            raise self.refused(key, "it is not there, or 0", f"add {names}")
+        return value
+
+    def refused(self, field: str, why: str, change: str) -> RefusedError:
+        return RefusedError("FIT-CONFIG", f"{self.name}: {field}", why, change)
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that speaks of the language model."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), Mapping):
+            return {**config, **config[key]}
+    thinker = config.get("thinker_config")
+    return _text(cast("Mapping[str, Any]", thinker)) if isinstance(thinker, Mapping) else config
+
+
+def _ties(config: Mapping[str, Any]) -> bool:
+    """Families that tie unless they say otherwise."""
+    return str(config.get("model_type", "")).startswith(("gemma", "opt", "gpt2", "bloom", "falcon", "cohere"))
+
+
+def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    told = str(text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    # vLLM serves a float32 model in 16 bits unless it is told otherwise.
+    return "float16" if told == "float32" else told.removeprefix("torch.")
+
+
+def _latent(reader: _Reader) -> Latent | None:
+    rank = reader.number("kv_lora_rank")
+    if rank is None:
+        return None
+    return Latent(
+        q_rank=reader.number("q_lora_rank"),
+        kv_rank=rank,
+        rope=reader.number("qk_rope_head_dim") or 64,
+        nope=reader.number("qk_nope_head_dim") or 128,
+        value=reader.number("v_head_dim") or 128,
+        index_head_dim=reader.number("index_head_dim") or 0,
+    )
+
+
+def _linear(reader: _Reader) -> Linear | None:
+    value_heads = reader.number("linear_num_value_heads")
+    if value_heads:
+        return Linear(
+            key_heads=reader.number("linear_num_key_heads") or value_heads,
+            value_heads=value_heads,
+            key_dim=reader.number("linear_key_head_dim") or 128,
+            value_dim=reader.number("linear_value_head_dim") or 128,
+            convolution=reader.number("linear_conv_kernel_dim") or 4,
+            state_bytes=4 if reader.config.get("mamba_ssm_dtype") == "float32" else 2,
+        )
+    state = reader.number("mamba_d_state") or reader.number("ssm_state_size") or reader.number("state_size")
+    if not state:
+        return None
+    hidden = reader.needed("hidden_size")
+    heads = reader.number("mamba_n_heads") or reader.number("mamba_num_heads") or reader.number("num_heads") or 128
+    width = reader.number("mamba_d_head") or reader.number("mamba_head_dim")
+    width = width or (reader.number("mamba_expand") or reader.number("expand") or 2) * hidden // heads
+    return Linear(
+        key_heads=reader.number("mamba_n_groups") or reader.number("n_groups") or 1,
+        value_heads=heads,
+        key_dim=state,
+        value_dim=width,
+        convolution=reader.number("mamba_d_conv") or reader.number("conv_kernel") or 4,
+        state_bytes=4 if reader.config.get("mamba_ssm_cache_dtype", "") == "float32" else 2,
+    )
+
+
+def _experts(reader: _Reader, config: Mapping[str, Any]) -> Experts | None:
+    count = reader.number("experts")
+    if not count or count == 1:
+        return None
+    intermediate = reader.number("moe_intermediate_size") or reader.number("intermediate_size") or 0
+    if str(config.get("model_type", "")).startswith("llama4"):
+        intermediate = reader.number("intermediate_size") or intermediate
+    if not intermediate:
+        raise reader.refused("moe_intermediate_size", "it is not there", "add the width of one expert")
+    shared = reader.number("shared_expert_intermediate_size")
+    if shared is None:
+        shared = (reader.number("n_shared_experts") or 0) * intermediate
+    if str(reader.config.get("model_type", "")).startswith("llama4"):
+        shared = intermediate
+    return Experts(count, min(reader.number("experts_per_token") or 2, count), intermediate, shared)
+
+
+def _mixers(
+    reader: _Reader, count: int, latent: Latent | None, linear: Linear | None
+) -> list[tuple[Mixer, int | None]]:
+    config = reader.config
+    window = reader.number("sliding_window") if config.get("use_sliding_window", True) else None
+    chunk = reader.number("attention_chunk_size")
+    types = config.get("layer_types") or config.get("layers_block_type") or config.get("block_types")
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        letters: dict[str, Mixer] = {"M": "mamba2", "*": "full"}
+        return [(letters.get(letter, "none"), None) for letter in pattern]
+    if isinstance(types, list) and types:
+        told = cast("list[Any]", types)
+        if len(told) < count:
+            raise reader.refused("layer_types", f"{len(told)} of {count} layers are told", "tell every layer")
+        return [_mixer(str(kind), window, chunk, latent, linear) for kind in told[:count]]
+    step = reader.number("full_attention_interval") or reader.number("attn_layer_period")
+    if linear and step:
+        offset = reader.number("attn_layer_offset")
+        at = step - 1 if offset is None else offset
+        state: Mixer = "delta" if "linear_num_value_heads" in config else "mamba2"
+        return [("full" if index % step == at else state, None) for index in range(count)]
+    if linear and "num_attention_heads" not in config:
+        return [("mamba2", None)] * count
+    if latent:
+        return [("mla", None)] * count
+    kind = str(config.get("model_type", ""))
+    period = reader.number("sliding_window_pattern") or (6 if kind.startswith("gemma3") else 0)
+    if window and kind.startswith(("gemma2", "gpt_oss")):
+        return [("sliding" if index % 2 == 0 else "full", window if index % 2 == 0 else None) for index in range(count)]
+    if window and period > 1:
+        return [("full", None) if (index + 1) % period == 0 else ("sliding", window) for index in range(count)]
+    if kind.startswith("llama4"):
+        return [("full", None) if (index + 1) % 4 == 0 else ("chunked", chunk or 8192) for index in range(count)]
+    if window and window < (reader.number("max_position_embeddings") or 2**40):
+        return [("sliding", window)] * count
+    return [("full", None)] * count
+
+
+def _mixer(
+    kind: str, window: int | None, chunk: int | None, latent: Latent | None, linear: Linear | None
+) -> tuple[Mixer, int | None]:
+    if "sliding" in kind and window:
+        return "sliding", window
+    if "chunked" in kind and chunk:
+        return "chunked", chunk
+    if kind in _LINEAR:
+        return ("delta" if linear and linear.key_heads > 8 else "mamba2") if linear else "none", None
+    if kind in ("mlp", "moe", "ffn"):
+        return "none", None
+    return ("mla" if latent else "full"), None
+
+
+def _quantization(
+    config: Mapping[str, Any], text: Mapping[str, Any]
+) -> tuple[str | None, int | None, int | None, tuple[str, ...]]:
+    told = config.get("quantization_config") or text.get("quantization_config")
+    if not isinstance(told, Mapping):
+        return None, None, None, ()
+    quantization = cast("Mapping[str, Any]", told)
+    method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown").lower()
+    bits, group = quantization.get("bits") or quantization.get("w_bit"), quantization.get("group_size")
+    groups = quantization.get("config_groups")
+    if isinstance(groups, Mapping) and groups:
+        first = next(iter(cast("Mapping[str, Any]", groups).values()))
+        weights = first.get("weights") if isinstance(first, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(weights, Mapping):
+            bits = weights.get("num_bits") or bits  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            group = weights.get("group_size") or group  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
+        bits = 4 if quantization.get("load_in_4bit") else 8
+    listed = quantization.get("ignore") or quantization.get("modules_to_not_convert") or []
+    left = [str(item) for item in cast("list[Any]", listed)] if isinstance(listed, list) else []
+    parts = {"self_attn": "attention", "linear_attn": "attention", "experts": "experts", "mlp": "mlp"}
+    kept = {part for word, part in parts.items() for item in left if word in item and "shared" not in item}
+    kept |= {"shared" for item in left if "shared_expert" in item}
+    # Names of single layers, as compressed-tensors lists them, say nothing of the kind as a whole.
+    kept -= {"mlp", "experts"} if any("gate" in item or "router" in item for item in left) else set()
+    if method == "mxfp4":
+        kept |= {"attention"}
+    whole = int(group) if isinstance(group, int) and group > 0 else None  # pyright: ignore[reportUnknownArgumentType]
+    return method, int(bits) if isinstance(bits, int) else None, whole, tuple(sorted(kept))
+
+
+def _tower(vision: Mapping[str, Any], hidden: int) -> int:
+    """Parameters of a vision tower, from its own config, with its projector."""
+
+    def number(*names: str) -> int:
+        values = [vision.get(name) for name in names]
+        return next((int(value) for value in values if isinstance(value, (int, float)) and value > 0), 0)
+
+    width, depth = (
+        number("hidden_size", "embed_dim", "d_model", "width"),
+        number("num_hidden_layers", "depth", "layers"),
+    )
+    inner = number("intermediate_size", "encoder_ffn_dim") or 4 * width
+    matrices = 3 if str(vision.get("hidden_act", "")) in ("silu", "swiglu") else 2
+    out = number("out_hidden_size") or hidden
+    return depth * (4 * width * width + matrices * width * inner) + width * width * 4 + width * out * 4

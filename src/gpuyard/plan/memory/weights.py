@@ -1,0 +1,120 @@
+"""Bytes of a model's weights on each rank, after sharding and quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpuyard.catalog.memory import Quantization
+from gpuyard.plan.memory.shape import Latent, Layer, Linear, Shape
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "auto": 2, "float": 4, "float32": 4}
+_VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    per_rank: tuple[int, ...]
+    """Bytes for each pipeline stage, the first first; ranks of one stage hold the same."""
+    whole: int
+    """Bytes of the model without any sharding, as its files hold it."""
+
+
+def weights_of(shape: Shape, tensor: int, pipeline: int, quantization: Quantization | None, dtype: str) -> Weights:
+    """The heaviest rank is what counts where one rank decides for all; files' own sum, where known, scales the rest."""
+    per_rank = tuple(_stage(shape, stage, tensor, pipeline, quantization, dtype) for stage in range(pipeline))
+    whole = _stage(shape, 0, 1, 1, quantization, dtype)
+    # Files in another precision than the one they are served in say nothing of the bytes in memory.
+    if shape.files and (quantization is None) == (shape.quantization is None):
+        held = shape.files[0] * DTYPE_BYTES.get(dtype, 2) + shape.files[1]
+        return Weights(tuple(int(size * held / whole) for size in per_rank), held)
+    return Weights(per_rank, whole)
+
+
+def stage_layers(count: int, stage: int, pipeline: int) -> range:
+    """Layers of a pipeline stage. What remains goes one each to the later stages, but not to the last."""
+    base, rest = divmod(count, pipeline)
+    sizes = [base] * pipeline
+    for extra in range(rest):
+        sizes[pipeline - 2 - extra % max(pipeline - 1, 1)] += 1
+    start = sum(sizes[:stage])
+    return range(start, start + sizes[stage])
+
+
+def _stage(shape: Shape, stage: int, tensor: int, pipeline: int, quantization: Quantization | None, dtype: str) -> int:
+    bare = DTYPE_BYTES.get(dtype, 2)
+    packed = _bytes_of(shape, quantization)
+    kept = shape.unquantized if quantization and quantization.method == shape.quantization else ()
+
+    def size(part: str) -> float:
+        return bare if quantization is None or part in kept or part not in quantization.parts else packed
+
+    total = 0.0
+    for index in stage_layers(len(shape.layers), stage, pipeline):
+        layer = shape.layers[index]
+        for part, params in _layer(shape, layer, tensor, quantization).items():
+            total += params * (bare if part == "plain" else size(part))
+    vocab = -(-shape.vocab // (_VOCAB_ROUNDING * tensor)) * _VOCAB_ROUNDING
+    first, last = stage == 0, stage == pipeline - 1
+    total += (first + (last and (not shape.tied or not first))) * vocab * shape.hidden * bare
+    total += last * shape.hidden * bare + first * shape.extra_params * bare
+    return int(total)
+
+
+def _bytes_of(shape: Shape, quantization: Quantization | None) -> float:
+    if quantization is None:
+        return 2.0
+    bits = shape.bits if shape.bits and quantization.method == shape.quantization else quantization.bits
+    group = shape.group if shape.group and quantization.method == shape.quantization else quantization.group
+    return bits / 8 + (quantization.bytes_per_group / group if group else 0.0)
+
+
+def _layer(shape: Shape, layer: Layer, tensor: int, quantization: Quantization | None) -> Mapping[str, float]:
+    """Parameters by part; `plain` is what is never quantised."""
+    hidden = shape.hidden
+    parts: dict[str, float] = {"plain": 2.0 * hidden}
+    match layer.mixer:
+        case "mla" if shape.latent:
+            parts["attention"] = _latent(shape, shape.latent, tensor)
+            # vLLM keeps the up-projection a second time, in dtype, for decoding.
+            parts["plain"] += shape.latent.kv_rank * shape.heads / tensor * (shape.latent.nope + shape.latent.value)
+        case "delta" | "mamba2" if shape.linear:
+            parts["attention"] = _linear(hidden, shape.linear) / tensor
+        case "none":
+            pass
+        case _:
+            own = max(1.0, layer.kv_heads / tensor)
+            queries = shape.heads * layer.head_dim / tensor
+            parts["attention"] = hidden * ((2 + shape.attention_gate) * queries + 2 * own * layer.head_dim)
+    matrices = 3 if shape.gated else 2
+    if layer.experts and shape.experts:
+        experts = shape.experts
+        width = experts.intermediate / tensor
+        if quantization and quantization.expert_rounding:
+            width = -(-width // quantization.expert_rounding) * quantization.expert_rounding
+        parts["experts"] = matrices * hidden * experts.count * width
+        parts["shared"] = matrices * hidden * experts.shared_intermediate / tensor
+        parts["plain"] += hidden * experts.count
+    elif layer.mixer == "none" or not _has_no_mlp(shape):
+        parts["mlp"] = matrices * hidden * shape.intermediate / tensor
+    return parts
+
+
+def _has_no_mlp(shape: Shape) -> bool:
+    """A pattern that names feed-forward layers of their own has none inside of the others."""
+    return any(layer.mixer == "none" for layer in shape.layers)
+
+
+def _latent(shape: Shape, latent: Latent, tensor: int) -> float:
+    hidden, own = shape.hidden, shape.heads / tensor
+    queries = own * (latent.nope + latent.rope)
+    q = hidden * latent.q_rank + latent.q_rank * queries if latent.q_rank else hidden * queries
+    # The down-projections are whole on every rank.
+    down = hidden * (latent.kv_rank + latent.rope)
+    up = latent.kv_rank * own * (latent.nope + latent.value)
+    return q + down + up + own * latent.value * hidden
+
+
+def _linear(hidden: int, linear: Linear) -> float:
+    keys, values = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
+    return hidden * (2 * keys + 2 * values + 2 * linear.value_heads) + values * hidden
