@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuyard.spec.loader import load_fleet
-from tools.own_fleet import PROJECT, run
+from tools.project import PROJECT, run
 
 OUTCOMES = ("complete", "failed", "truncated", "duplicated", "wrong")
 DROP_IN = "/run/systemd/system/vllm@.service.d/zz-bench-drain.conf"

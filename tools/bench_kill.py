@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.own_fleet import PROJECT, run
+from tools.project import PROJECT, run
 
 PATIENCE = 1800  # seconds, of one command
 

@@ -22,7 +22,6 @@ import json
 import random
 import re
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -39,10 +38,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.own_fleet import PROJECT, CommandError, OwnFleet, Run, own_fleet
+from gpuyard.lab.own_fleet import LOST, CommandError, OwnFleet, Run, load, own_fleet, wait
+from tools.project import PROJECT
 
 OLD, NEW = "580.105.08", "580.126.20"
-LOST = ("failed", "truncated", "duplicated", "wrong", "unended")
 
 UPGRADE = ("upgrade", "playbooks/operate/upgrade_driver.yml")
 ROLLBACK = ("rollback", "playbooks/operate/rollback_driver.yml")
@@ -123,53 +122,6 @@ def drivers(own: OwnFleet) -> list[str]:
     """The driver that each node has loaded."""
     line = "grep -o '[0-9]\\{3\\}[.][0-9.]*' /proc/driver/nvidia/version | head -1"
     return [own.on(node, line).strip() for node in nodes_of(own)]
-
-
-def wait(what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise CommandError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
-
-
-@contextmanager
-def load(own: OwnFleet, rate: float = 20, seed: int = 0) -> Generator[dict[str, Any]]:
-    """Requests at the gateway all the while; what became of them is there afterwards."""
-    told: dict[str, Any] = {}
-    words = ["gpuyard", "bench", "load", f"http://127.0.0.1:{own.port}", "--rate", str(rate), "--duration", "1800"]
-    words += ["--key-file", f".gpuyard/secrets/{own.stack}/api_key", "--seed", str(seed), "--json"]
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "report").open("w+") as out:
-        ledger = Path(folder) / "ledger"
-        child = subprocess.Popen(
-            own.words(*words, "--ledger", str(ledger)),
-            cwd=own.project,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.DEVNULL,
-        )
-
-        def begun() -> bool:
-            if child.poll() is not None:
-                raise CommandError(f"the load ended with {child.returncode} before it began")
-            return ledger.is_file() and ledger.read_bytes().count(b"\n") > 2 * rate
-
-        try:
-            wait("the load to begin", begun)
-            yield told
-            if child.poll() is not None:
-                raise CommandError(f"the load ended with {child.returncode} before what it was to meet")
-        finally:
-            # It sends nothing new, waits for what runs, and tells.
-            child.send_signal(signal.SIGINT)
-            child.wait(timeout=120)
-        out.seek(0)
-        told |= json.loads(out.read())
-        told["lines"] = [json.loads(line) for line in ledger.read_text().splitlines()]
-    print({name: told[name] for name in ("requests", "complete", *LOST)}, flush=True)
-    reasons = Counter((line["outcome"], line["why"][:100]) for line in told["lines"] if line["why"])
-    for (outcome, why), number in reasons.most_common(5):
-        print(f"  {number} {outcome}: {why}", flush=True)
 
 
 @contextmanager
@@ -331,7 +283,7 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     walks: list[Walk] = []
-    with own_fleet("bench") as own:
+    with own_fleet("bench", PROJECT) as own:
 
         def to(driver: str, way: tuple[str, str]) -> None:
             walks.append(walk(own, way, options.rate, options.seed + len(walks)))

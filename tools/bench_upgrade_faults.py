@@ -30,9 +30,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpuyard.lab.own_fleet import LOST, CommandError, OwnFleet, load, own_fleet, wait
 from gpuyard.upgrade import record
-from tools.bench_upgrade import LOST, NEW, OLD, QUICK, UPGRADE, load, lock, nodes_of, wait
-from tools.own_fleet import CommandError, OwnFleet, own_fleet
+from tools.bench_upgrade import NEW, OLD, QUICK, UPGRADE, lock, nodes_of
+from tools.project import PROJECT
 
 NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 REFUSED, ROLLED_BACK, QUARANTINED, RESUMED = "refused", "rolled back", "quarantined", "resumed"
@@ -215,7 +216,7 @@ def main() -> int:
     rows = [row for row in ROWS if not options.only or row.fault in options.only]
     random.Random(options.seed).shuffle(rows)  # noqa: S311
     found: list[Ended] = []
-    with own_fleet("faulty") as own:
+    with own_fleet("faulty", PROJECT) as own:
         lock(own, OLD)
         own.done("gpuyard", "lab", "up", "--stack", own.stack)
         lock(own, NEW)

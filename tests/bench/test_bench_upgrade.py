@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tools.bench_upgrade import LOST, Sample, Walk, fetched, figures, spans, table_of, verdict
-from tools.own_fleet import Run
+from gpuyard.lab.own_fleet import LOST, Run
+from tools.bench_upgrade import Sample, Walk, fetched, figures, spans, table_of, verdict
 
 
 def sample(at: float, a: str, b: str) -> Sample:

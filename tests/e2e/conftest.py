@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from gpuyard.lab.own_fleet import Run
 from tools.bench_kill import Watch, killed_when
-from tools.own_fleet import PROJECT, Run, run
+from tools.project import PROJECT, run
 
 STACK = "lab"
 MODEL = "smollm2-135m-instruct"

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tools.own_fleet import PROJECT, OwnFleet, own_fleet
+from gpuyard.lab.own_fleet import OwnFleet, own_fleet
+from tools.project import PROJECT
 
 from .conftest import MODEL
 
@@ -123,7 +124,7 @@ def digest(wish: Wish) -> str:
 @pytest.fixture
 def fleet() -> Iterator[Relock]:
     """The fleet, up on the old wish."""
-    with own_fleet("relock") as own:
+    with own_fleet("relock", PROJECT) as own:
         made = Relock(own)
         assert made.lock(OLD) == {}
         own.done("gpuyard", "lab", "up", "--stack", "relock")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from gpuyard.lab.own_fleet import OwnFleet, Run, load, own_fleet
 from gpuyard.upgrade import record
-from tools.bench_upgrade import NAIVE, QUICK, UPGRADE, drivers, load, lock, walk
-from tools.own_fleet import OwnFleet, Run, own_fleet
+from tools.bench_upgrade import NAIVE, QUICK, UPGRADE, drivers, lock, walk
+from tools.project import PROJECT
 
 from .conftest import MODEL
 
@@ -30,7 +31,7 @@ NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[OwnFleet]:
     """Three GPU nodes with simulated engines, on an older driver."""
-    with own_fleet(STACK) as own:
+    with own_fleet(STACK, PROJECT) as own:
         lock(own, FIRST)
         own.done("gpuyard", "lab", "up", "--stack", STACK)
         yield own

@@ -14,8 +14,8 @@ import pytest
 from gpuyard.lab import agent
 from gpuyard.lab.errors import LabError
 from gpuyard.lab.models import LabRef, NodeSpec, NodeState
+from gpuyard.lab.own_fleet import free_port
 from gpuyard.lab.place import Place, default_cache
-from tools.own_fleet import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 CANNOT = {"LAB-OS", "LAB-ROOT", "LAB-ROOTFS", "LAB-TOOLS", "LAB-CGROUP", "LAB-FS"}

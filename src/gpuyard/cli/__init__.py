@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gpuyard.cli import drift, fit, plan
+from gpuyard.cli import drift, fit, plan, rehearse
 from gpuyard.cli.bench import app as bench_app
 from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import tell
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 plan.register(app)
 drift.register(app)
+rehearse.register(app)
 fit.register(app)
 lab_app.add_typer(vm_app)
 app.add_typer(lab_app)

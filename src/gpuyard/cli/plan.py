@@ -27,6 +27,7 @@ from gpuyard.plan.resolve import PlanError, World, resolve
 from gpuyard.plan.resolve import check as check_fleet
 from gpuyard.plan.rules import RULES
 from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 
 FleetFile = Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet's spec, e.g. fleets/lab.yaml.")]
@@ -347,6 +348,18 @@ def _parts(words: list[str]) -> list[Part]:
         if word not in known:
             raise typer.BadParameter(f"{word!r} is none of {', '.join(known)}", param_hint="--upgrade")
     return [part for part in known if part in words]
+
+
+def newest(fleet: Path, part: Part) -> tuple[Fleet, str, str]:
+    """A fleet's spec, the driver of its lock ("" where there is none), and the driver if that part were locked anew."""
+    wish, world = load_fleet(fleet), _world(fleet)
+    before = _lock_before(lock_path(fleet), wish.name)
+    made = resolve(wish, world, staying(before, [part]))
+    return wish, _driver_of(before) if before else "", _driver_of(made)
+
+
+def _driver_of(lock: Lock) -> str:
+    return next(iter(lock.pools.values())).nvidia_driver.version
 
 
 def _lock_before(path: Path, fleet: str) -> Lock | None:

@@ -272,7 +272,7 @@ def _serve(place: Place, subnet: str) -> None:
     if _answers(place, subnet):
         return
     end(place, _SERVER, record)
-    make_folder(place.cache / "models")
+    make_folder(place.models)
     address = f"{host_address(subnet)}:{ARTEFACT_PORT}"
     log = place.state / "server.log"
     who, roots = _artefacts(place)
@@ -284,7 +284,7 @@ def _serve(place: Place, subnet: str) -> None:
 
 def _artefacts(place: Place) -> tuple[str, list[str]]:
     """What is served, and a name for it by which a server of another lab, cache or version is not taken for ours."""
-    roots = [f"nvidia={place.apt}", f"models={place.cache / 'models'}"]
+    roots = [f"nvidia={place.apt}", f"models={place.models}"]
     code = Path(artefacts.__file__).read_text()
     return hashlib.sha256("\0".join([place.id, code, str(place.views), *roots]).encode()).hexdigest()[:16], roots
 

@@ -70,6 +70,12 @@ class Place:
         return self.state / "apt"
 
     @property
+    def models(self) -> Path:
+        """Where the model files are that nodes fetch: this machine's, or those that the project brings itself."""
+        own = self.lab.project.resolve() / ".gpuyard" / "models"
+        return own if own.is_dir() else self.cache / "models"
+
+    @property
     def views(self) -> Path:
         """How the repository looks to single nodes, by address; a node without one sees it as it is."""
         return self.state / "views"

@@ -6,20 +6,25 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+LOST = ("failed", "truncated", "duplicated", "wrong", "unended")
+"""What a request may come to that is not whole, in the words of `gpuyard bench load`."""
 
 
 class CommandError(Exception):
-    """A command that had to succeed did not; with the end of what it said."""
+    """A command that had to succeed did not, with what it said; or something waited for did not come."""
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Run:
         return changed
 
 
-def run(*argv: str, timeout: float = 900, stdin: str | None = None, project: Path = PROJECT) -> Run:
+def run(*argv: str, project: Path, timeout: float = 900, stdin: str | None = None) -> Run:
     """Run one command in the project, never with a terminal, always with a deadline."""
     started = time.monotonic()
     # A file, not a pipe: a connection that ansible keeps open (ControlPersist) inherits it and would hold a pipe open.
@@ -79,8 +84,11 @@ class OwnFleet:
 
     def run(self, *argv: str, timeout: float = 900) -> Run:
         done = run(*self.words(*argv), timeout=timeout, project=self.project)
-        print(f"{' '.join(argv)[:100]}: {done.rc} after {done.seconds:.0f} s", flush=True)
+        self.say(f"{' '.join(argv)[:100]}: {done.rc} after {done.seconds:.0f} s")
         return done
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def done(self, *argv: str, timeout: float = 900) -> Run:
         ran = self.run(*argv, timeout=timeout)
@@ -123,19 +131,19 @@ class OwnFleet:
 
 
 @contextmanager
-def own_fleet(stack: str) -> Generator[OwnFleet]:
-    """A project with the product's files and a state of its own; its lab goes with it."""
-    project = PROJECT / ".gpuyard" / f"{stack}-{secrets.token_hex(3)}"
+def own_fleet(stack: str, of: Path) -> Generator[OwnFleet]:
+    """A project with the files of another one and a state of its own; its lab goes with it."""
+    project = of / ".gpuyard" / f"{stack}-{secrets.token_hex(3)}"
     (project / "fleets").mkdir(parents=True)
     # Who looks for the project where a file really lies has to find this one there.
     for folder in ("stacks", "tools", "collections"):
-        shutil.copytree(PROJECT / folder, project / folder, symlinks=True, ignore=shutil.ignore_patterns("config"))
-    shutil.copytree(PROJECT / "inventories/lab", project / f"inventories/{stack}")
+        shutil.copytree(of / folder, project / folder, symlinks=True, ignore=shutil.ignore_patterns("config"))
+    shutil.copytree(of / "inventories/lab", project / f"inventories/{stack}")
     (project / f"inventories/{stack}/fleet.pulumi.yml").write_text(f"plugin: gpuyard.fleet.pulumi\nstack: {stack}\n")
     for part in (".venv", "Pulumi.yaml", "activate", "ansible.cfg", "galaxy.yml", "meta", "playbooks", "plugins"):
-        (project / part).symlink_to(PROJECT / part)
+        (project / part).symlink_to(of / part)
     for part in ("requirements", "roles", "src"):
-        (project / part).symlink_to(PROJECT / part)
+        (project / part).symlink_to(of / part)
     made = OwnFleet(stack, project, free_port())
     try:
         made.done("tools/setup", "state", "pulumi")
@@ -144,3 +152,50 @@ def own_fleet(stack: str) -> Generator[OwnFleet]:
         # What a lab that does not go leaves is needed to see why.
         made.done("gpuyard", "lab", "down", "--stack", stack)
         shutil.rmtree(project)
+
+
+def wait(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise CommandError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.2)
+
+
+@contextmanager
+def load(own: OwnFleet, rate: float = 20, seed: int = 0) -> Generator[dict[str, Any]]:
+    """Requests at the gateway all the while; what became of them is there afterwards."""
+    told: dict[str, Any] = {}
+    words = ["gpuyard", "bench", "load", f"http://127.0.0.1:{own.port}", "--rate", str(rate), "--duration", "1800"]
+    words += ["--key-file", f".gpuyard/secrets/{own.stack}/api_key", "--seed", str(seed), "--json"]
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "report").open("w+") as out:
+        ledger = Path(folder) / "ledger"
+        child = subprocess.Popen(
+            own.words(*words, "--ledger", str(ledger)),
+            cwd=own.project,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+        )
+
+        def begun() -> bool:
+            if child.poll() is not None:
+                raise CommandError(f"the load ended with {child.returncode} before it began")
+            return ledger.is_file() and ledger.read_bytes().count(b"\n") > 2 * rate
+
+        try:
+            wait("the load to begin", begun)
+            yield told
+            if child.poll() is not None:
+                raise CommandError(f"the load ended with {child.returncode} before what it was to meet")
+        finally:
+            # It sends nothing new, waits for what runs, and tells.
+            child.send_signal(signal.SIGINT)
+            child.wait(timeout=120)
+        out.seek(0)
+        told |= json.loads(out.read())
+        told["lines"] = [json.loads(line) for line in ledger.read_text().splitlines()]
+    own.say(str({name: told[name] for name in ("requests", "complete", *LOST)}))
+    reasons = Counter((line["outcome"], line["why"][:100]) for line in told["lines"] if line["why"])
+    for (outcome, why), number in reasons.most_common(5):
+        own.say(f"  {number} {outcome}: {why}")
