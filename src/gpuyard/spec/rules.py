@@ -126,12 +126,17 @@ def _ports_are_unique_in_a_pool(root: dict[str, object]) -> Iterator[Broken]:
 def _models_fit_their_nodes(root: dict[str, object]) -> Iterator[Broken]:
     gpus = {pool.get("name"): pool.get("gpus_per_node") for _, pool in _items(root, "pools")}
     for index, model in _items(root, "models"):
-        width = _mapping(model.get("vllm")).get("tensor_parallel_size")
+        flags = _mapping(model.get("vllm"))
         pool = model.get("pool")
         most = gpus.get(pool)
-        if isinstance(width, int) and isinstance(most, int) and width > most:
-            path = ("models", index, "vllm", "tensor_parallel_size")
-            yield Broken("SPEC-GPUS", path, str(width), f"at most {most}, the GPUs of a node of pool {pool}")
+        taken = 1
+        for flag in ("tensor_parallel_size", "data_parallel_size"):
+            size = flags.get(flag)
+            if isinstance(size, int) and isinstance(most, int) and taken * size > most:
+                rest = f", of which each copy takes {taken}" if taken > 1 else ""
+                allowed = f"at most {most // taken}: a node of pool {pool} has {most} GPUs{rest}"
+                yield Broken("SPEC-GPUS", ("models", index, "vllm", flag), str(size), allowed)
+            taken *= size if isinstance(size, int) else 1
 
 
 def _environment_is_harmless(root: dict[str, object]) -> Iterator[Broken]:
