@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import _read, load_catalog, load_instances, numbers
+from gpuyard.catalog import _read, load_catalog, load_instances, load_market, numbers
 from gpuyard.catalog.rows import Row
 from gpuyard.lab.packages import recipes
 from gpuyard.plan.rules.node import packages_for
@@ -14,7 +14,8 @@ from gpuyard.spec.documents import read_document
 
 PROJECT = Path(__file__).parents[2]
 CATALOG = load_catalog()
-TABLES: dict[str, tuple[Row, ...]] = {**CATALOG.tables(), "instances": load_instances()}
+MARKET = load_market()
+TABLES: dict[str, tuple[Row, ...]] = {**CATALOG.tables(), "instances": load_instances(), **MARKET.tables()}
 ROWS = [(table, row) for table, rows in TABLES.items() for row in rows]
 
 KEYS: dict[str, list[object]] = {
@@ -36,6 +37,20 @@ KEYS: dict[str, list[object]] = {
     "efa": [row.installer for row in CATALOG.efa],
     "models": [row.source_of_weights for row in CATALOG.models],
     "instances": [(row.provider, row.instance) for row in load_instances()],
+    "prices": [(row.provider, row.instance, row.region, row.purchase) for row in MARKET.prices],
+    "api_prices": [(row.provider, row.model) for row in MARKET.api_prices],
+    "gpu_speeds": [row.gpu for row in MARKET.gpu_speeds],
+    "links": [row.gpu for row in MARKET.links],
+    "link_models": [row.gpu for row in MARKET.link_models],
+    "fabrics": [row.fabric for row in MARKET.fabrics],
+    "storage_tiers": [row.tier for row in MARKET.storage_tiers],
+    "engine_starts": [(row.state, row.of) for row in MARKET.engine_starts],
+    "node_power": [(row.gpu, row.gpus) for row in MARKET.node_power],
+    "thermals": [row.gpu for row in MARKET.thermals],
+    "throughputs": [
+        (row.model, row.quantization, row.gpu, row.tensor_parallel_size, row.kind) for row in MARKET.throughputs
+    ],
+    "assumptions": [row.name for row in MARKET.assumptions],
 }
 
 
@@ -61,8 +76,8 @@ def test_a_row_from_memory_or_from_a_source_without_a_name_is_not_called_verifie
 
 
 def test_most_of_what_a_lock_is_chosen_by_is_verified() -> None:
-    """A floor, so that the share cannot sink unseen: 0.8 when it was written, without the machines of the clouds."""
-    counted = [row for table, row in ROWS if table != "instances"]
+    """A floor, so that the share cannot sink unseen: 0.8 when it was written, without machines, prices and speeds."""
+    counted = [row for table, row in ROWS if table != "instances" and table not in MARKET.tables()]
     assert sum(row.verified for row in counted) / len(counted) > 0.75
 
 
@@ -97,6 +112,20 @@ def test_what_tables_say_of_each_other_is_there() -> None:
     for gpu in CATALOG.gpus:
         assert gpu.first_branch is None or int(gpu.first_branch) <= int(gpu.last_branch or gpu.first_branch)
         assert gpu.last_branch is None or gpu.last_branch in branches
+
+
+def test_the_tables_of_a_plan_speak_of_what_the_catalog_has() -> None:
+    gpus = {row.name for row in CATALOG.gpus}
+    machines = {(row.provider, row.instance) for row in load_instances()}
+    assert {(row.provider, row.instance) for row in MARKET.prices} <= machines
+    for table in (MARKET.gpu_speeds, MARKET.links, MARKET.link_models, MARKET.node_power, MARKET.thermals):
+        assert {row.gpu for row in table} <= gpus
+    assert {row.gpu for row in MARKET.throughputs} <= {row.gpu for row in MARKET.gpu_speeds}
+    for row in MARKET.assumptions:
+        assert row.low <= row.value <= row.high, row.name
+    for row in MARKET.storage_tiers:
+        assert row.gb_s_low <= row.gb_s_high, row.tier
+    assert {row.state for row in MARKET.engine_starts} == {"cold", "warm", "eager"}
 
 
 def test_a_limit_that_ends_comes_after_it_began() -> None:

@@ -72,6 +72,13 @@ class LinkModel(Row):
     inter_node_gb_s: Positive
 
 
+class Fabric(Row):
+    """A network between nodes."""
+
+    fabric: str
+    gbps_per_gpu: Positive
+
+
 class StorageTier(Row):
     """Where weights may lie."""
 
@@ -148,6 +155,7 @@ class Market(Closed):
     gpu_speeds: tuple[GpuSpeed, ...]
     links: tuple[Link, ...]
     link_models: tuple[LinkModel, ...]
+    fabrics: tuple[Fabric, ...]
     storage_tiers: tuple[StorageTier, ...]
     engine_starts: tuple[EngineStart, ...]
     node_power: tuple[NodePower, ...]

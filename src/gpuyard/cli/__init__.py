@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from gpuyard.cli import drift, fit, plan, rehearse
+from gpuyard.cli import drift, fit, plan, rehearse, sizing
 from gpuyard.cli.bench import app as bench_app
 from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import tell
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 plan.register(app)
+sizing.register(app)
 drift.register(app)
 rehearse.register(app)
 fit.register(app)
@@ -47,10 +48,16 @@ def main() -> None:
 
 @app.command()
 def schema(
+    document: Annotated[
+        Literal["fleet", "plan"], typer.Argument(help="A fleet's spec, or what `gpuyard plan --json` prints.")
+    ] = "fleet",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schema to this file.")] = None,
 ) -> None:
-    """Print the JSON Schema of a fleet's spec, for editors."""
+    """Print the JSON Schema of a fleet's spec, for editors, or of a plan."""
+    from gpuyard.plan.sizing.plan import plan_schema_text  # as slow to import as the command `plan`
+
+    text = fleet_schema_text() if document == "fleet" else plan_schema_text()
     if output is None:
-        typer.echo(fleet_schema_text(), nl=False)
+        typer.echo(text, nl=False)
     else:
-        write(output, fleet_schema_text())
+        write(output, text)

@@ -56,7 +56,7 @@ class World:
 def resolve(fleet: Fleet, world: World, prefer: Preference | None = None) -> Lock:
     """The lock of this fleet. Raises PlanError with every reason why there is none."""
     choice, findings = _chosen(fleet, world, prefer or Preference())
-    unready = [finding for finding in findings if finding.rule == "PLAN-REQUIREMENTS"]
+    unready = [finding for finding in findings if finding.rule in ("PLAN-REQUIREMENTS", "PLAN-MANIFEST")]
     if unready:
         raise PlanError(tuple(replace(finding, level="red") for finding in unready))
     return _locked(fleet, choice, world, findings)
@@ -162,7 +162,8 @@ def _unknown(fleet: Fleet, catalog: Catalog) -> Iterator[Finding]:
             )
         )
     for index, model in enumerate(fleet.models):
-        asked.append((f"models[{index}].source", lambda model=model: names.model(catalog, model.source)))
+        if not model.source.startswith("hf:"):
+            asked.append((f"models[{index}].source", lambda model=model: names.model(catalog, model.source)))
         asked += [
             (f"models[{index}].vllm.{flag}", lambda flag=flag, value=value: names.features(catalog, flag, value))
             for flag, value in flags_of(model)
@@ -220,8 +221,8 @@ def _findings(fleet: Fleet, choice: Choice, judge: Judge) -> Iterator[Finding]:
     for key, finding in first.items():
         yield replace(finding, what=_all_of(seen[key]))
     for model in fleet.models:
-        row = names.model(judge.catalog, model.source)
-        if not row.verified:
+        row = next((row for row in judge.catalog.models if row.source_of_weights == model.source), None)
+        if row and not row.verified:
             unsure.setdefault(f"ModelSource {row.source_of_weights}: {row.source}", []).append(f"model {model.name}")
     for row, where in unsure.items():
         name, _, source = row.partition(": ")
@@ -258,6 +259,15 @@ def _not_lockable(fleet: Fleet, choice: Choice, world: World) -> Iterator[Findin
             "requirements/",
             verified=True,
         )
+    known = {row.source_of_weights for row in world.catalog.models}
+    for index, model in enumerate(fleet.models):
+        if model.source in known:
+            continue
+        have = f"{model.source}, of which the catalog has no manifest"
+        need = "the digest of every file: none is served unverified"
+        change = "add a row with its manifest_sha256 to models.yaml; `gpuyard plan` plans it without"
+        where = f"models[{index}].source"
+        yield Finding("PLAN-MANIFEST", "amber", where, have, need, change, "models.yaml", verified=True)
 
 
 def _without_a_role(fleet: Fleet) -> Iterator[Finding]:

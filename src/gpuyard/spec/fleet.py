@@ -21,8 +21,8 @@ from gpuyard.spec.closed import (
 from gpuyard.spec.planning import Machine, Planning, Positive
 from gpuyard.spec.rules import broken_rules
 
-# A package of Python, or a revision of a model hub's repository. What a name holds tomorrow is not believed: the lock has
-# the digest of every file.
+# A package of Python, or a revision of a model hub's repository. What a name holds tomorrow is not believed: the lock
+# has the digest of every file.
 _SOURCE = (
     r"^(pypi:[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*"
     r"|hf:[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$"

@@ -1,0 +1,78 @@
+"""Where each model of a pool sits: how many GPUs one copy takes, and how many copies a node has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpuyard.plan.sizing.figures import Ground
+from gpuyard.plan.sizing.room import Room, Rooms
+from gpuyard.plan.sizing.throughput import Shape
+from gpuyard.spec.fleet import Engine, Fleet, Model, Pool
+
+SIZES = (1, 2, 4, 8)
+_MOST_SEQUENCES = 1024
+"""vLLM's default on GPUs of 70 GiB and more; smaller ones are held by their cache long before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One model on each node of its pool."""
+
+    index: int
+    """Of the model in the fleet."""
+    model: Model
+    engine: Engine
+    shape: Shape | None
+    room: Room | None
+    size: int
+    copies: int
+    chosen_by: Literal["spec", "chosen", "default"]
+    tried: tuple[tuple[int, Room], ...]
+    """Smaller sizes that were tried first, and what they came to."""
+
+    @property
+    def gpus(self) -> int:
+        return self.size * self.copies if self.engine.distribution == "vllm" else 0
+
+    def batch(self, ground: Ground) -> int:
+        """Requests of the mean length that run at once under load: what the cache holds, and no more than the flag."""
+        most = self.model.vllm.max_num_seqs or _MOST_SEQUENCES
+        if self.room is None or self.room.memory is None:
+            return most
+        mean = ground.value("input_tokens") + ground.value("output_tokens")
+        return min(most, int(self.room.memory.kv_cache_tokens / mean))
+
+
+def seats_of(fleet: Fleet, pool: Pool, rooms: Rooms) -> list[Seat]:
+    """The models of a pool on its own GPUs, in the order of the file."""
+    engines = {engine.name: engine for engine in fleet.engines}
+    return [
+        seat(index, model, engines[model.engine], rooms, pool.gpu, pool.gpus_per_node)
+        for index, model in enumerate(fleet.models)
+        if model.pool == pool.name
+    ]
+
+
+def seat(index: int, model: Model, engine: Engine, rooms: Rooms, gpu: str, gpus: int) -> Seat:
+    """One model on GPUs of a kind: as the spec says, else on as few as hold it."""
+    copies = model.vllm.data_parallel_size or 1
+    shape = rooms.shape(model) if engine.distribution == "vllm" else None
+    if shape is None:
+        size = model.vllm.tensor_parallel_size or 1
+        said = "spec" if model.vllm.tensor_parallel_size else "default"
+        return Seat(index, model, engine, None, None, size, copies, said, ())
+    if size := model.vllm.tensor_parallel_size:
+        return Seat(index, model, engine, shape, rooms.room(model, engine, gpu, size), size, copies, "spec", ())
+    tried: list[tuple[int, Room]] = []
+    for size in SIZES:
+        if size * copies > gpus:
+            break
+        room = rooms.room(model, engine, gpu, size)
+        if room is None or room.fits:
+            return Seat(index, model, engine, shape, room, size, copies, "chosen", tuple(tried))
+        tried.append((size, room))
+    last = tried.pop() if tried else None
+    return Seat(
+        index, model, engine, shape, last[1] if last else None, last[0] if last else 1, copies, "default", tuple(tried)
+    )

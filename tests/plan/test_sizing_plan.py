@@ -1,0 +1,215 @@
+"""Whole plans: one fleet in, the same plan out, and every finding with its smallest change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from gpuyard.plan.names import UnknownError
+from gpuyard.plan.sizing.givens import Givens
+from gpuyard.plan.sizing.plan import Plan, plan_of, plan_schema_text
+from gpuyard.plan.sizing.throughput import Measured
+from gpuyard.spec.fleet import Fleet
+from tests.plan.conftest import planned_fleet
+
+LARGE = {"name": "large", "nodes": 3, "gpu": "H100-SXM5-80GB", "gpus_per_node": 8}
+LLAMA = {
+    "name": "llama",
+    "source": "hf:meta-llama/Llama-3.1-70B-Instruct@main",
+    "pool": "large",
+    "engine": "vllm",
+    "port": 8000,
+}
+FP8 = {"quantization": "fp8", "max_model_len": 16384}
+
+
+def model(**vllm: Any) -> dict[str, Any]:
+    return {**LLAMA, "vllm": {**FP8, **vllm}}
+
+
+def rules(plan: Plan) -> dict[str, str]:
+    return {finding.rule: finding.level for finding in plan.findings}
+
+
+def change(plan: Plan, rule: str) -> str:
+    return next(finding.change for finding in plan.findings if finding.rule == rule)
+
+
+def test_the_same_fleet_tables_and_day_give_the_same_plan(givens: Givens) -> None:
+    fleet = planned_fleet()
+    before = fleet.model_dump_json()
+    first, second = plan_of(fleet, givens), plan_of(planned_fleet(), givens)
+    assert first.model_dump_json() == second.model_dump_json()
+    assert fleet.model_dump_json() == before
+
+
+def test_a_plan_is_what_its_schema_says(givens: Givens) -> None:
+    schema = json.loads(plan_schema_text())
+    plan = json.loads(plan_of(planned_fleet(), givens).model_dump_json())
+    jsonschema.validate(plan, schema)
+    del plan["bill"]["usd_per_hour"]["how"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(plan, schema)
+
+
+def figures(data: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(data, dict):
+        if {"value", "unit"} <= data.keys():
+            yield data
+        for item in data.values():
+            yield from figures(item)
+    elif isinstance(data, list):
+        for item in data:
+            yield from figures(item)
+
+
+def test_every_figure_says_how_it_came_about(givens: Givens) -> None:
+    told = list(figures(json.loads(plan_of(planned_fleet(), givens).model_dump_json())))
+    assert len(told) > 100
+    assert [item for item in told if len(item["how"]) < 3] == []
+    assert [item for item in told if item["low"] is not None and not item["low"] <= item["value"] <= item["high"]] == []
+
+
+def test_models_bear_the_whole_bill(givens: Givens) -> None:
+    small = {"name": "small", "nodes": 2, "gpu": "L40S", "gpus_per_node": 4}
+    tiny = {**LLAMA, "name": "tiny", "source": "hf:meta-llama/Llama-3.1-8B-Instruct@main", "pool": "small"}
+    other = {**LLAMA, "name": "other", "port": 8001, "vllm": {**FP8, "tensor_parallel_size": 2}}
+    models = [model(tensor_parallel_size=2, data_parallel_size=2), other, {**tiny, "vllm": {"max_model_len": 8192}}]
+    plan = plan_of(planned_fleet(pools=[LARGE, small], models=models), givens)
+    shares = [item.money.usd_per_hour.value for item in plan.models if item.money]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(plan.bill.usd_per_hour.value)
+    assert sum(line.usd_per_hour.value for line in plan.bill.lines) == pytest.approx(plan.bill.usd_per_hour.value)
+    assert shares[0] == pytest.approx(2 * shares[1])  # four GPUs of each node against two
+
+
+def test_a_spare_node_and_idle_hours_are_paid_by_the_tokens_served(givens: Givens) -> None:
+    def price(**planning: float) -> float:
+        plan = plan_of(planned_fleet(planning={"region": "us-east-1", **planning}), givens)
+        money = plan.models[0].money
+        assert money
+        return money.usd_per_mtok.value
+
+    assert price(utilisation=0.25, spare_nodes=0) == pytest.approx(2 * price(utilisation=0.5, spare_nodes=0))
+    assert price(utilisation=0.5, spare_nodes=1) == pytest.approx(1.5 * price(utilisation=0.5, spare_nodes=0))
+    assert price(upgrades_per_year=52, minutes_per_upgrade=60) > price(upgrades_per_year=0)
+
+
+def test_a_published_benchmark_and_a_measurement_are_told_as_what_they_are(givens: Givens) -> None:
+    told = plan_of(planned_fleet(), givens).models[0].throughput
+    assert told and told.basis == "published" and "MLPerf" in told.tokens_per_second.how
+    measured = replace(givens, measured={"llama": Measured(24_000, "bench.json")})
+    told = plan_of(planned_fleet(), measured).models[0].throughput
+    assert told and (told.basis, told.tokens_per_second.value) == ("measured", 3_000)  # 2 nodes x 4 copies
+
+
+def test_parallelism_that_is_left_out_is_chosen_and_the_engine_is_not_left_to_its_default(givens: Givens) -> None:
+    plan = plan_of(planned_fleet(models=[model()]), givens)
+    chosen = plan.models[0]
+    assert (chosen.tensor_parallel_size, chosen.tensor_parallel_from) == (2, "chosen")
+    assert rules(plan)["SIZE-TENSOR-PARALLEL"] == "red"
+    assert change(plan, "SIZE-TENSOR-PARALLEL") == "set models[0].vllm.tensor_parallel_size to 2"
+    considered = {item.what: item.rule for item in plan.pools[0].considered}
+    assert considered["llama: tensor_parallel_size 1"] == "FIT-KV-CACHE"
+    assert considered["llama: tensor_parallel_size 4"] == "SIZE-LARGER"
+
+
+def test_other_machines_are_considered_with_a_reason_each(givens: Givens) -> None:
+    considered = {item.what: item for item in plan_of(planned_fleet(), givens).pools[0].considered}
+    assert considered["p5en.48xlarge: 8 x H200-SXM-141GB"].rule in ("COST-DEARER", "COST-CHEAPER")
+    assert considered["p4d.24xlarge: 8 x A100-SXM4-40GB"].usd_per_node_hour
+    assert considered["p3.2xlarge: 1 x V100-SXM2-16GB"].rule == "FIT-UNKNOWN"
+    assert all(item.why for item in considered.values())
+    priced = [item.usd_per_mtok.value for item in considered.values() if item.usd_per_mtok]
+    assert priced == sorted(priced) and len(priced) >= 3
+
+
+FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"models": [model(tensor_parallel_size=1)]}, "FIT-KV-CACHE", "red", "more GPUs"),
+    ({"models": [model(tensor_parallel_size=2)]}, "SIZE-IDLE-GPUS", "amber", "machines with 2 GPUs"),
+    (
+        {"models": [model(tensor_parallel_size=8), {**model(tensor_parallel_size=2), "name": "b", "port": 8001}]},
+        "SIZE-GPUS",
+        "red",
+        "gpus_per_node to 10",
+    ),
+    ({"pools": [{**LARGE, "nodes": 1}]}, "SIZE-SPARE", "red", "spare_nodes to 0"),
+    ({"pools": [{**LARGE, "nodes": 1}], "planning": {}}, "SIZE-ONE-NODE", "amber", "nodes to 2"),
+    ({"pools": [{**LARGE, "machine": {"nvme_gb": 100.0}}]}, "SIZE-CACHE", "red", "larger drives"),
+    ({"planning": {"rack": {"watts": 20000.0, "nodes": 2}}}, "POWER-RACK", "red", "rack.nodes to 1"),
+    ({"planning": {"region": "eu-west-1"}}, "COST-PRICE", "amber", "usd_per_hour"),
+    ({"planning": {"purchase": "capacity-block"}}, "COST-OLD-PRICE", "amber", "usd_per_hour"),
+    ({"planning": {"cold_start_seconds": 5.0}}, "SIZE-COLD-START", "red", "cold_start_seconds"),
+    ({"models": [{**model(tensor_parallel_size=4), "peak_tokens_per_second": 1e6}]}, "SIZE-LOAD", "red", "copies"),
+    ({"models": [model(tensor_parallel_size=4)]}, "COST-THROUGHPUT", "amber", "bench load"),
+    ({"models": [{**LLAMA, "source": "hf:nobody/knows@main"}]}, "FIT-UNKNOWN", "amber", "catalog"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule", "level", "smallest"), FINDINGS, ids=[row[1] for row in FINDINGS])
+def test_each_finding_says_what_would_pass(
+    givens: Givens, changes: dict[str, Any], rule: str, level: str, smallest: str
+) -> None:
+    plan = plan_of(planned_fleet(**changes), givens)
+    assert rules(plan).get(rule) == level
+    assert smallest in change(plan, rule)
+    assert plan.verdict == "red" if level == "red" else plan.verdict in ("amber", "red")
+
+
+def test_tensor_parallelism_over_pcie_is_told_where_it_costs_much(givens: Givens) -> None:
+    pool = {"name": "large", "nodes": 2, "gpu": "L40S", "gpus_per_node": 8}
+    plan = plan_of(planned_fleet(pools=[pool], models=[model(tensor_parallel_size=8, max_num_seqs=256)]), givens)
+    assert "SIZE-LINK" in rules(plan)
+    assert [way.over for way in plan.models[0].traffic][:2] == ["PCIe of L40S", "EFA of g6e.48xlarge"]
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"pools": [{**LARGE, "machine": {"instance": "p5.48xlarg"}}]}, "PLAN-INSTANCE", "p5.48xlarge"),
+    ({"pools": [{**LARGE, "machine": {"instance": "g6e.48xlarge"}}]}, "PLAN-INSTANCE", "L40S"),
+    ({"planning": {"storage": {"tier": "s3-standart"}}}, "PLAN-STORAGE", "s3-standard"),
+    ({"planning": {"compare_with": ["openai/gpt-4o-min"]}}, "PLAN-API", "openai/gpt-4o-mini"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule", "nearest"), REFUSED)
+def test_an_unknown_name_is_refused_with_the_nearest(
+    givens: Givens, changes: dict[str, Any], rule: str, nearest: str
+) -> None:
+    with pytest.raises(UnknownError) as refused:
+        plan_of(planned_fleet(**changes), givens)
+    assert refused.value.rule == rule and nearest in refused.value.change
+
+
+def test_own_hosts_cost_what_their_owner_says(givens: Givens) -> None:
+    """Ten A100 of 40 GB at 3.50 USD an hour each, and nothing beside them."""
+    pool = {
+        "name": "large",
+        "nodes": 10,
+        "gpu": "A100-SXM4-40GB",
+        "gpus_per_node": 1,
+        "machine": {"usd_per_hour": 3.5},
+    }
+    tiny = {**LLAMA, "source": "hf:meta-llama/Llama-3.1-8B-Instruct@main", "vllm": {"max_model_len": 8192}}
+    planning = {"staff": {"full_time_equivalents": 0.0, "usd_per_year": 0.0}, "compare_with": ["openai/gpt-4o-mini"]}
+    plan = plan_of(planned_fleet(provider="hosts", pools=[pool], models=[tiny], planning=planning), givens)
+    assert plan.bill.usd_per_hour.value == 35 and plan.bill.usd_per_month.value == 25_550
+    money = plan.models[0].money
+    assert money and money.break_even[0].mtok_per_month.value == pytest.approx(25_550 / 0.2625)
+
+
+def test_what_the_plan_alone_reads_makes_no_lock_stale() -> None:
+    bare = planned_fleet(planning=None)
+    pools = [{**LARGE, "machine": {"usd_per_hour": 12.5}}]
+    stated = planned_fleet(pools=pools, models=[{**model(tensor_parallel_size=2, data_parallel_size=4)}])
+    assert bare.digest == stated.digest
+    loaded = planned_fleet(
+        models=[{**model(tensor_parallel_size=2, data_parallel_size=4), "peak_tokens_per_second": 9.0}]
+    )
+    assert loaded.digest == bare.digest
+    narrower: Fleet = planned_fleet(models=[model(tensor_parallel_size=2, data_parallel_size=2)])
+    assert narrower.digest != bare.digest
