@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpuyard.lab.faults.table import FAULTS
 from gpuyard.lab.own_fleet import LOST, CommandError, OwnFleet, load, own_fleet, wait
 from gpuyard.upgrade import record
 from tools.bench_upgrade import NEW, OLD, QUICK, UPGRADE, lock, nodes_of
@@ -37,6 +39,7 @@ from tools.project import PROJECT
 
 NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 REFUSED, ROLLED_BACK, QUARANTINED, RESUMED = "refused", "rolled back", "quarantined", "resumed"
+RULE = re.compile(r"\b(APT|DRIVER|UPGRADE)-[A-Z-]+: ")
 REST = {ROLLED_BACK: "rollback-done", QUARANTINED: "rollback-failed", RESUMED: "upgrade-done"}
 
 
@@ -51,6 +54,8 @@ class Row:
     until: str
     """The state in which it is mended; "" after all. What the new driver does wrong goes with it."""
     end: str
+    fresh: bool = False
+    """Whether the node has none of the new driver's packages yet."""
 
     @property
     def name(self) -> str:
@@ -60,27 +65,45 @@ class Row:
 BACK = "rollback-required"
 INSTALL, PROVE, SOAK = "driver-install-required", "validation-required", "soak-required"
 ROWS = (
+    # What a look before finds: no node is drained. What the repository breaks reaches only a node that has not fetched.
+    Row("module-in-use", (), "", "", REFUSED),
+    Row("apt-lock", (), "", "", REFUSED),
+    Row("dpkg-interrupted", (), "", "", REFUSED),
+    Row("disk-full", ("path=/var",), "", "", REFUSED, fresh=True),
+    Row("version-missing", (f"version={NEW}-1",), "", "", REFUSED, fresh=True),
+    Row("version-missing", (f"version={NEW}-1", "package=libnvidia-ml1"), "", "", REFUSED, fresh=True),
+    Row("repository-key-rotated", (), "", "", REFUSED, fresh=True),
+    Row("hash-sum-mismatch", (), "", "", REFUSED, fresh=True),
+    Row("index-stale", (), "", "", REFUSED, fresh=True),
+    Row("repository-second", (), "", "", REFUSED, fresh=True),
+    Row("signed-by-conflict", (), "", "", REFUSED, fresh=True),
+    Row("driver-library-newer", (), "", "", REFUSED),
     # Of the new driver: gone with it.
-    # What the repository breaks later no longer reaches a node: it has its packages.
-    Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK),
-    Row("postinst-fails", (), "", "", ROLLED_BACK),
+    Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK, fresh=True),
+    Row("postinst-fails", (), "", "", ROLLED_BACK, fresh=True),
+    Row("headers-missing", (), INSTALL, BACK, ROLLED_BACK),
+    Row("secure-boot", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-not-supported", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-missing", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-init-fails", (), INSTALL, BACK, ROLLED_BACK),
     Row("nvml-hangs", (), INSTALL, BACK, ROLLED_BACK),
+    Row("fabricmanager-dead", (), PROVE, BACK, ROLLED_BACK),
     Row("ecc", (), PROVE, BACK, ROLLED_BACK),
     Row("pcie-narrow", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-crash-loop", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-cuda-error", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-wrong-tokens", ("rate=0.01",), INSTALL, BACK, ROLLED_BACK),
     Row("engine-slow", ("factor=1.25",), INSTALL, BACK, ROLLED_BACK),
+    Row("xid", ("code=119",), SOAK, BACK, ROLLED_BACK),
     Row("xid", ("code=48",), SOAK, BACK, ROLLED_BACK),
     # Of the node: there with either driver.
     Row("engine-wrong-tokens", ("rate=0.02",), INSTALL, "", QUARANTINED),
-    # Of whoever changes it, or of its power.
+    # Of whoever changes it, of its power, or of its daemons: the change comes to its end all the same.
+    Row("persistenced-stop-hangs", (), "", "", RESUMED),
     Row("program-killed", (), INSTALL, "", RESUMED),
     Row("program-killed", (), PROVE, "", RESUMED),
     Row("power-cut", (), INSTALL, "", RESUMED),
+    Row("power-cut", (), PROVE, "", RESUMED),
 )
 
 
@@ -121,13 +144,26 @@ class Bench:
 
     def play(self) -> subprocess.Popen[bytes]:
         words = ("ansible-playbook", "-i", f"inventories/{self.own.stack}", UPGRADE[1], "--limit", self.node, *QUICK)
+        # Long enough for any package manager that comes to its end, short enough for a bench.
+        words = (*words, "-e", "nvidia_driver_lock_seconds=3")
         log = (self.own.project / ".gpuyard/upgrade.log").open("wb")
         return subprocess.Popen(self.own.words(*words), cwd=self.own.project, stdout=log, stderr=subprocess.STDOUT)
+
+    def tried(self, row: Row) -> Ended:
+        """One row; where it could not be walked to its end, that is how it ended."""
+        try:
+            return self.walk(row)
+        except CommandError as error:
+            self.tidy(RESUMED)
+            nothing = dict.fromkeys(("requests", *LOST), 0)
+            return Ended(row, "broken off", str(error), None, None, {**nothing, "lossless": False})
 
     def walk(self, row: Row) -> Ended:
         """One row, from a fleet on the old driver to a fleet on the old driver."""
         runs = self.own.project / ".gpuyard/runs"
         known = set(runs.glob("*")) if runs.is_dir() else set[Path]()
+        if row.fresh:
+            self.own.on(self.node, f"rm -rf /var/lib/gpuyard/packages/{NEW}; apt-get clean")
         with load(self.own) as told:
             if not row.at:
                 self.lab("break", self.place(row), row.fault, *row.parameters)
@@ -143,10 +179,9 @@ class Bench:
             code = self.end_of(playing)
             ended = time.time()
             if row.end == RESUMED:
-                if not code:
-                    raise CommandError(f"{row.name}: it was to be interrupted, and came to its end")
                 self.lab("mend", self.place(row), row.fault)
-                self.own.played("operate/upgrade_driver", "--limit", self.node, *QUICK)
+                if code:
+                    self.own.played("operate/upgrade_driver", "--limit", self.node, *QUICK)
             note = self.note()
         found = [path for path in (set(runs.glob("*")) - known if runs.is_dir() else ()) if path.is_dir()]
         events = record.read(max(found) / "record.jsonl") if found else []
@@ -156,7 +191,7 @@ class Bench:
             end = REFUSED
         detected = states.get(BACK, ended) if end != RESUMED else None
         rested = None if end == REFUSED else states.get(REST.get(end, ""))
-        self.tidy(row, end)
+        self.tidy(end)
         return Ended(
             row,
             end or f"left at {note['state']}",
@@ -175,11 +210,12 @@ class Bench:
 
     def reason(self) -> str:
         lines = (self.own.project / ".gpuyard/upgrade.log").read_text(errors="replace").splitlines()
-        return next((line.strip() for line in lines if "ERROR" in line), "")
+        return next((line.strip() for line in lines if RULE.search(line)), "")
 
-    def tidy(self, row: Row, end: str) -> None:
-        with suppress(CommandError):
-            self.lab("mend", "--all", self.place(row))
+    def tidy(self, end: str) -> None:
+        for place in (self.node, "controller"):
+            with suppress(CommandError):
+                self.lab("mend", "--all", place)
         if end == QUARANTINED:
             self.own.on(self.node, f"rm {NOTE}")
             lock(self.own, OLD)
@@ -196,15 +232,33 @@ def moment(event: dict[str, Any]) -> float:
 
 def table_of(found: Sequence[Ended]) -> Table:
     table = Table(title="one node upgraded under load, and broken", title_justify="left")
-    columns = ("fault", "comes at", "ends", "as expected", "detected, s", "at rest, s", "requests", "lost", "reason")
+    columns = (
+        "rows",
+        "fault",
+        "comes at",
+        "ends",
+        "as expected",
+        "detected, s",
+        "at rest, s",
+        "requests",
+        "lost",
+        "why",
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     for one in found:
         times = ("-" if value is None else f"{value:.0f}" for value in (one.detected, one.recovered))
         good = "yes" if one.good else "no"
         counts = str(one.told["requests"]), str(one.lost)
-        table.add_row(one.row.name, one.row.at or "before", one.end, good, *times, *counts, one.reason[:60])
+        rows = " ".join(FAULTS[one.row.fault].rows)
+        table.add_row(rows, one.row.name, one.row.at or "before", one.end, good, *times, *counts, one.reason[:90])
     return table
+
+
+def detection(found: Sequence[Ended]) -> dict[str, float]:
+    """Seconds from the beginning of the playbook to its refusal, which is when nothing was touched."""
+    times = [one.detected for one in found if one.end == REFUSED and one.detected is not None]
+    return {"median": round(statistics.median(times), 1), "max": round(max(times), 1)} if times else {}
 
 
 def main() -> int:
@@ -222,7 +276,7 @@ def main() -> int:
         lock(own, NEW)
         bench = Bench(own)
         for row in rows:
-            found.append(bench.walk(row))
+            found.append(bench.tried(row))
             print(f"{row.name}: {found[-1].end} ({found[-1].reason[:100]})", flush=True)
     Console(width=160).print(table_of(found))
     times = sorted(one.recovered for one in found if one.recovered is not None)
@@ -232,6 +286,7 @@ def main() -> int:
         **{end.replace(" ", "_"): sum(one.end == end for one in found) for end in (REFUSED, *REST)},
         "requests": sum(one.told["requests"] for one in found),
         "lost": sum(one.lost for one in found),
+        **{f"refused_{name}": value for name, value in detection(found).items()},
         "recovery_median": round(statistics.median(times), 1) if times else 0,
         "recovery_max": round(max(times, default=0), 1),
         "seed": options.seed,
