@@ -82,8 +82,8 @@ class Forward(Row):
     base_gib: float
     spread: tuple[float, float]
     """Low and high as shares of what is likely."""
-    encoder_gib: Range
-    """What a model that sees or hears adds."""
+    encoder_hiddens: Range
+    """Buffers as wide as the model that one that sees or hears adds."""
     graph_gib: Range
     """Estimate of CUDA graphs: for each layer."""
     graph_base_gib: Range

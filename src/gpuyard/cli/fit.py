@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gpuyard.catalog import load_catalog
 from gpuyard.catalog.memory import load_memory
+from gpuyard.cli.fit_cases import tell_cases
 from gpuyard.cli.models import model_shape
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer
@@ -42,10 +44,16 @@ def fit(
     weights_gib: Annotated[
         float | None, typer.Option("--weights-gib", help="Weights on one GPU, as an engine printed them.")
     ] = None,
+    cases: Annotated[
+        Path | None, typer.Option("--cases", help="A CSV file of starts, e.g. published ones: all at once, and scored.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")] = False,
 ) -> None:
     """Reckon a start of vLLM: weights, activations, CUDA graphs, and the KV cache that is left, with an interval."""
     with refusals_told(as_json):
+        if cases is not None:
+            tell_cases(cases, as_json)
+            return
         if model is None or gpu is None:
             raise typer.BadParameter("name a --model and a --gpu, or --cases")
         settings = Settings(

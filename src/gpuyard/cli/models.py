@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 from gpuyard.catalog.memory import load_shapes
 from gpuyard.plan import names
+from gpuyard.plan.memory.cases import base_name
 from gpuyard.plan.memory.config import shape_of
 from gpuyard.plan.memory.shape import Shape
 from gpuyard.spec.errors import RefusedError
@@ -32,16 +34,29 @@ def model_shape(word: str) -> Shape:
     return known_shape(word)
 
 
-def known_shape(name: str) -> Shape:
-    """The shape of a model that the catalog knows, whatever the case of its ID and with or without its owner."""
+def known_shape(name: str, loosely: bool = False) -> Shape:
+    """The shape of a model that the catalog knows, whatever the case of its ID and with or without its owner.
+
+    `loosely`: also of one whose name holds a known one, e.g. another precision of it. Raises RefusedError: FIT-MODEL.
+    """
     rows = load_shapes()
     wanted = name.strip().lower()
     for row in rows:
         if wanted in (row.model.lower(), row.model.lower().rpartition("/")[2]):
             return replace(shape_of(row.config, row.model), source=row.source, verified=row.verified)
+    base = base_name(name)
+    likely = [row for row in rows if _begins(base_name(row.model), base)]
+    if likely and loosely:
+        row = max(likely, key=lambda row: len(base_name(row.model)))
+        return replace(shape_of(row.config, row.model), source=row.source, verified=row.verified)
     near = names.nearest(name, [row.model for row in rows])
     why = f"the catalog knows the shapes of {len(rows)} models"
     raise RefusedError("FIT-MODEL", f"model {name or '(none)'}", why, f"did you mean {near}? Or give its config.json")
+
+
+def _begins(known: str, name: str) -> bool:
+    """The known name stands in the other one as a whole word."""
+    return re.search(rf"(?<![a-z0-9.]){re.escape(known)}(?![a-z0-9.])", name) is not None
 
 
 def _from_config(path: Path, name: str) -> Shape:

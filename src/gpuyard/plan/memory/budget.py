@@ -54,8 +54,13 @@ class Term:
 def engine_row(tables: MemoryTables, version: str) -> EngineMemory:
     """How this version shares memory out; a version before the first row is taken for it."""
     rows = sorted(tables.engines, key=lambda row: numbers(row.since))
-    fitting = [row for row in rows if numbers(row.since) <= numbers(version)]
+    fitting = [row for row in rows if numbers(row.since) <= _whole(version)]
     return fitting[-1] if fitting else rows[0]
+
+
+def _whole(version: str) -> tuple[int, ...]:
+    """0.27 is 0.27.0."""
+    return (*numbers(version), 0, 0, 0)[:3]
 
 
 def batch_of(engine: EngineMemory, board: Board, seqs: int | None, batched: int | None, max_model_len: int) -> Batch:
@@ -71,10 +76,12 @@ def batch_of(engine: EngineMemory, board: Board, seqs: int | None, batched: int 
 def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batch, tensor: int) -> Term:
     """Peak of the trial run: the larger of the forward pass and of the sampler over all sequences."""
     hidden = batch.max_num_batched_tokens * shape.hidden * 2 / GIB
-    logits = batch.max_num_seqs * shape.vocab / GIB
+    # Before 0.8 the trial run of a model that sees had as many sequences as images fit into a batch: one or two.
+    rows = 1 if shape.multimodal and engine.first_rank_samples else batch.max_num_seqs
+    logits = rows * shape.vocab / GIB
     wide = _forward(shape, forward, batch, tensor) / GIB
     sampler = [size * logits + forward.sampler_hiddens * hidden for size in engine.sampler_bytes]
-    encoder = forward.encoder_gib if shape.multimodal else (0.0, 0.0, 0.0)
+    encoder = [count * hidden for count in forward.encoder_hiddens] if shape.multimodal else (0.0, 0.0, 0.0)
     low, likely, high = (
         max(wide * spread, held) + forward.base_gib + seen
         for spread, held, seen in zip((forward.spread[0], 1.0, forward.spread[1]), sampler, encoder, strict=True)
@@ -98,13 +105,14 @@ def _forward(shape: Shape, forward: Forward, batch: Batch, tensor: int) -> float
 
 
 def non_torch(tables: MemoryTables, version: str, tensor: int, nvlink: bool) -> Term:
+    """The row for most GPUs, of the newest version that is not newer than this one."""
     rows = [
         row
         for row in tables.non_torch
-        if numbers(row.since) <= max(numbers(version), numbers("0.6.0"))
-        and row.tensor_parallel_size <= tensor
-        and row.nvlink in (None, nvlink)
+        if numbers(row.since) <= _whole(version) and row.tensor_parallel_size <= tensor and row.nvlink in (None, nvlink)
     ]
+    widest = max(row.tensor_parallel_size > 1 for row in rows)
+    rows = [row for row in rows if (row.tensor_parallel_size > 1) == widest]
     row = max(rows, key=lambda row: (numbers(row.since), row.tensor_parallel_size))
     return Term(*row.gib)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from gpuyard.plan.memory.shape import Experts, Latent, Layer, Linear, Mixer, Shape
 from gpuyard.spec.errors import RefusedError
 
+_ABSURD = 2**53  # no whole number beyond this is exact in JSON
 _MOST = {"hidden_size": 131_072, "num_hidden_layers": 1_000, "vocab_size": 4_000_000, "num_attention_heads": 4_096}
 _ALIASES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -55,7 +56,11 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         for index, (mixer, window) in enumerate(mixers)
     )
     method, bits, group, unquantized = _quantization(config, text)
-    vision = config.get("vision_config") or config.get("audio_config") or config.get("thinker_config")
+    towers = [
+        cast("Mapping[str, Any]", text[key])
+        for key in ("vision_config", "audio_config")
+        if isinstance(text.get(key), Mapping)
+    ]
     wanted = experts.intermediate if experts else 4 * hidden
     return Shape(
         name=name,
@@ -76,15 +81,16 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         bits=bits,
         group=group,
         unquantized=unquantized,
-        extra_params=_tower(vision, hidden) if isinstance(vision, Mapping) else 0,  # pyright: ignore[reportUnknownArgumentType]
-        multimodal=vision is not None,
+        extra_params=sum(_tower(tower, hidden) for tower in towers),
+        multimodal=bool(towers),
         source="its config.json",
     )
 
 
 def _whole(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and value == value and 0 <= value < 2**63 and value == int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value < _ABSURD and value == int(value)
 
 
 class _Reader:
@@ -100,7 +106,7 @@ class _Reader:
                 continue
             if not _whole(value):
                 raise self.refused(alias, f"{value!r} is no whole number above 0", "set it as the model was trained")
-            if int(value) > _MOST.get(key, 2**63):
+            if int(value) > _MOST.get(key, _ABSURD):
                 raise self.refused(alias, f"{value} is more than any model has", f"at most {_MOST[key]}")
             return int(value) or None
         return None
@@ -266,7 +272,7 @@ def _quantization(
             group = weights.get("group_size") or group  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
         bits = 4 if quantization.get("load_in_4bit") else 8
-    listed = quantization.get("ignore") or quantization.get("modules_to_not_convert") or []
+    listed = cast("object", quantization.get("ignore") or quantization.get("modules_to_not_convert"))
     left = [str(item) for item in cast("list[Any]", listed)] if isinstance(listed, list) else []
     parts = {"self_attn": "attention", "linear_attn": "attention", "experts": "experts", "mlp": "mlp"}
     kept = {part for word, part in parts.items() for item in left if word in item and "shared" not in item}
@@ -279,18 +285,18 @@ def _quantization(
     return method, int(bits) if isinstance(bits, int) else None, whole, tuple(sorted(kept))
 
 
-def _tower(vision: Mapping[str, Any], hidden: int) -> int:
-    """Parameters of a vision tower, from its own config, with its projector."""
+def _tower(tower: Mapping[str, Any], hidden: int) -> int:
+    """Parameters of a vision or audio tower with its projector."""
 
     def number(*names: str) -> int:
-        values = [vision.get(name) for name in names]
-        return next((int(value) for value in values if isinstance(value, (int, float)) and value > 0), 0)
+        values = [tower.get(name) for name in names]
+        return next((int(value) for value in values if _whole(value) and value), 0)
 
     width, depth = (
         number("hidden_size", "embed_dim", "d_model", "width"),
-        number("num_hidden_layers", "depth", "layers"),
+        number("num_hidden_layers", "depth", "encoder_layers"),
     )
     inner = number("intermediate_size", "encoder_ffn_dim") or 4 * width
-    matrices = 3 if str(vision.get("hidden_act", "")) in ("silu", "swiglu") else 2
-    out = number("out_hidden_size") or hidden
+    matrices = 3 if str(tower.get("hidden_act", "")) in ("silu", "swiglu") else 2
+    out = number("out_hidden_size", "output_dim") or hidden
     return depth * (4 * width * width + matrices * width * inner) + width * width * 4 + width * out * 4

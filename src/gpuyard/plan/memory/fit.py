@@ -27,6 +27,7 @@ from gpuyard.plan.memory.weights import DTYPE_BYTES, weights_of
 from gpuyard.spec.errors import RefusedError
 
 NEWEST = "0.33.0"
+OLDEST = "0.6.0"
 _SOURCE = "docs/fit.md"
 _PRINTED = 0.01  # GiB: measured weights come from a line with two decimals
 
@@ -220,9 +221,9 @@ def _refuse(shape: Shape, settings: Settings) -> None:
         why = f"known are {', '.join(DTYPE_BYTES)}"
         change = f"did you mean {names.nearest(settings.dtype, DTYPE_BYTES)}?"
         raise RefusedError("FIT-DTYPE", f"--dtype {settings.dtype}", why, change)
-    if not (numbers(settings.engine) and numbers("0.6") <= numbers(settings.engine)):
-        why = "its planning is known from 0.6.0 on"
-        raise RefusedError("FIT-ENGINE", f"vllm {settings.engine}", why, f"take 0.6.0 to {NEWEST}")
+    if not (numbers(settings.engine) and numbers(OLDEST) <= numbers(settings.engine)):
+        why = f"its planning is known from {OLDEST} on"
+        raise RefusedError("FIT-ENGINE", f"vllm {settings.engine}", why, f"take {OLDEST} to {NEWEST}")
 
 
 def _weights(
