@@ -1,78 +1,24 @@
-"""Models and memory for plans: shapes from public configurations, and memory as plain arithmetic."""
+"""What plans of the tests are made from: the catalog as it is, on one day."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from gpuyard.catalog import load_catalog, load_instances, load_market
-from gpuyard.plan.sizing.figures import GIB
+from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.plan.sizing.givens import Givens
-from gpuyard.plan.sizing.room import Memory, Part, Room
-from gpuyard.plan.sizing.throughput import Shape
-from gpuyard.spec.fleet import Engine, Fleet, Model
-
-SHAPES = {
-    "meta-llama/Llama-3.1-8B-Instruct": (32, 4096, 8.03e9),
-    "meta-llama/Llama-3.1-70B-Instruct": (80, 8192, 70.6e9),
-}
-BOARDS = {"H100-SXM5-80GB": 79.6, "A100-SXM4-40GB": 40.0, "A100-SXM4-80GB": 80.0, "L40S": 45.0, "H200-SXM-141GB": 140.0}
-OVERHEAD = 4.0
-
-
-@dataclass
-class PlainRooms:
-    """Weights shared out evenly, a fixed share for the rest, and keys and values in 16 bit."""
-
-    asked: list[tuple[str, str, int]] = field(default_factory=list)
-
-    def shape(self, model: Model) -> Shape | None:
-        name = model.source.removeprefix("hf:").partition("@")[0]
-        if name not in SHAPES:
-            return None
-        layers, hidden, parameters = SHAPES[name]
-        eight = model.vllm.quantization == "fp8"
-        gib = parameters * (1 if eight else 2) / GIB
-        return Shape(
-            name, layers, hidden, parameters, parameters, gib, layers * 2 * 8 * 128 * 2, eight, model.vllm.quantization
-        )
-
-    def room(self, model: Model, engine: Engine, gpu: str, size: int) -> Room | None:  # noqa: ARG002
-        shape = self.shape(model)
-        if shape is None or gpu not in BOARDS:
-            return None
-        self.asked.append((model.name, gpu, size))
-        requested = BOARDS[gpu] * (model.vllm.gpu_memory_utilization or 0.9)
-        weights = shape.weights_gib / size
-        cache = requested - weights - OVERHEAD
-        tokens = int(max(cache, 0) * size * GIB / shape.kv_bytes_per_token)
-        longest = model.vllm.max_model_len or 8192
-        parts = [("weights", weights), ("activations and the rest", OVERHEAD), ("KV cache", max(cache, 0.0))]
-        memory = Memory(
-            gpu=gpu,
-            tensor_parallel_size=size,
-            fits=tokens >= longest,
-            total_gib=BOARDS[gpu],
-            requested_gib=requested,
-            parts=tuple(Part(name=name, gib=gib, low=gib, high=gib) for name, gib in parts),
-            kv_cache_tokens=tokens,
-            max_concurrency=tokens / longest,
-        )
-        why = f"{weights:.1f} GiB of weights on a GPU of {BOARDS[gpu]} GiB leave {tokens} tokens"
-        return Room(memory, "FIT-KV-CACHE", why, "more GPUs, or a shorter max_model_len")
+from gpuyard.plan.sizing.room import CatalogRooms
+from gpuyard.spec.fleet import Fleet
 
 
 @pytest.fixture
-def rooms() -> PlainRooms:
-    return PlainRooms()
-
-
-@pytest.fixture
-def givens(rooms: PlainRooms) -> Givens:
-    return Givens(load_catalog(), load_market(), load_instances(), rooms, "2026-11-29")
+def givens() -> Givens:
+    catalog = load_catalog()
+    rooms = CatalogRooms(catalog, load_memory(), load_shapes())
+    return Givens(catalog, load_market(), load_instances(), rooms, "2026-11-29")
 
 
 def planned_fleet(**changes: Any) -> Fleet:

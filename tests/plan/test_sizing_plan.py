@@ -115,7 +115,7 @@ def test_parallelism_that_is_left_out_is_chosen_and_the_engine_is_not_left_to_it
     assert rules(plan)["SIZE-TENSOR-PARALLEL"] == "red"
     assert change(plan, "SIZE-TENSOR-PARALLEL") == "set models[0].vllm.tensor_parallel_size to 2"
     considered = {item.what: item.rule for item in plan.pools[0].considered}
-    assert considered["llama: tensor_parallel_size 1"] == "FIT-KV-CACHE"
+    assert considered["llama: tensor_parallel_size 1"] == "FIT-MEMORY"
     assert considered["llama: tensor_parallel_size 4"] == "SIZE-LARGER"
 
 
@@ -123,14 +123,16 @@ def test_other_machines_are_considered_with_a_reason_each(givens: Givens) -> Non
     considered = {item.what: item for item in plan_of(planned_fleet(), givens).pools[0].considered}
     assert considered["p5en.48xlarge: 8 x H200-SXM-141GB"].rule in ("COST-DEARER", "COST-CHEAPER")
     assert considered["p4d.24xlarge: 8 x A100-SXM4-40GB"].usd_per_node_hour
-    assert considered["p3.2xlarge: 1 x V100-SXM2-16GB"].rule == "FIT-UNKNOWN"
+    assert considered["p3.2xlarge: 1 x V100-SXM2-16GB"].rule == "FIT-MEMORY"
+    assert considered["p3dn.24xlarge: 8 x V100-SXM2-32GB"].rule.startswith("COMPAT-")
     assert all(item.why for item in considered.values())
     priced = [item.usd_per_mtok.value for item in considered.values() if item.usd_per_mtok]
     assert priced == sorted(priced) and len(priced) >= 3
 
 
 FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"models": [model(tensor_parallel_size=1)]}, "FIT-KV-CACHE", "red", "more GPUs"),
+    ({"models": [model(tensor_parallel_size=1)]}, "FIT-MEMORY", "red", "tensor_parallel_size 2 fits"),
+    ({"models": [model(tensor_parallel_size=3)]}, "FIT-TP", "red", "take 4"),
     ({"models": [model(tensor_parallel_size=2)]}, "SIZE-IDLE-GPUS", "amber", "machines with 2 GPUs"),
     (
         {"models": [model(tensor_parallel_size=8), {**model(tensor_parallel_size=2), "name": "b", "port": 8001}]},

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from ruamel.yaml import YAML
 
 from gpuyard.cli.plan import AsJson, FleetFile
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import write
 from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 
 if TYPE_CHECKING:
@@ -31,29 +34,42 @@ def plan(
         list[Path] | None,
         typer.Option("--bench", help="What `gpuyard bench load --json` printed of a model. May be given again."),
     ] = None,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="Choose machines, nodes and parallelism: the least bill for the load.")
+    ] = False,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="Write the fleet as it was planned to this file, to check and lock.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Reckon what a fleet needs and costs: memory, network, cold start, power, money; exit 1 if something is red."""
     # Its many models take longer to import than most of our commands take to run.
     from gpuyard.catalog import load_catalog, load_instances, load_market
+    from gpuyard.catalog.memory import load_memory, load_shapes
     from gpuyard.cli.sizing_tables import tell
+    from gpuyard.plan.sizing.chosen import chosen
     from gpuyard.plan.sizing.givens import Givens
     from gpuyard.plan.sizing.page import html
     from gpuyard.plan.sizing.plan import plan_of
-    from gpuyard.plan.sizing.room import NoRooms
+    from gpuyard.plan.sizing.room import CatalogRooms
 
     with refusals_told(as_json):
         found = load_fleet(fleet)
         measured = dict(_measured(path, {model.name for model in found.models}) for path in bench or [])
+        catalog = load_catalog()
         givens = Givens(
-            catalog=load_catalog(),
+            catalog=catalog,
             market=load_market(),
             instances=load_instances(),
-            rooms=NoRooms(),
+            rooms=CatalogRooms(catalog, load_memory(), load_shapes()),
             today=datetime.now(UTC).date().isoformat(),
             measured=measured,
         )
+        if choose:
+            found = chosen(found, givens)
         made = plan_of(found, givens)
+        if spec:
+            write(spec, _spec_text(found))
         if page:
             write(page, html(made))
         if as_json:
@@ -62,6 +78,17 @@ def plan(
             tell(made, page)
         if made.verdict == "red":
             raise typer.Exit(FINDINGS)
+
+
+def _spec_text(fleet: Fleet) -> str:
+    """The fleet as a file; what is not said is left out."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    text = StringIO()
+    data = fleet.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    yaml.dump(data, text)  # pyright: ignore[reportUnknownMemberType]
+    return f"# Written by `gpuyard plan`.\n{text.getvalue()}"
 
 
 def _measured(path: Path, models: set[str]) -> tuple[str, Measured]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,8 @@ def tell(made: Plan, page: Path | None) -> None:
     console = Console(width=None if sys.stdout.isatty() else _NARROW)
     console.print(_nodes(made))
     console.print(_models(made))
+    if any(pool.shares for pool in made.pools):
+        console.print(_shares(made))
     for pool in made.pools:
         if pool.considered:
             console.print(_considered(pool.name, pool.considered))
@@ -56,7 +59,15 @@ def _nodes(made: Plan) -> Table:
 
 
 def _models(made: Plan) -> Table:
-    columns = ("model", "TP x copies a node", "weights GiB", "KV cache GiB", "requests", "tokens/s a copy", "USD/Mtok")
+    columns = (
+        "model",
+        "TP x copies a node",
+        "weights GiB",
+        "KV cache GiB",
+        "longest at once",
+        "tokens/s a copy",
+        "USD/Mtok",
+    )
     table = _table("Models", *columns)
     for model in made.models:
         memory = model.memory
@@ -72,6 +83,15 @@ def _models(made: Plan) -> Table:
             f"{_cell(rate.tokens_per_second)} {rate.basis}" if rate else "-",
             _cell(model.money.usd_per_mtok) if model.money else "-",
         )
+    return table
+
+
+def _shares(made: Plan) -> Table:
+    table = _table("Where what is paid goes", "pool", "no model", "spare", "upgrades", "idle", "served")
+    for pool in made.pools:
+        if parts := pool.shares:
+            each = (parts.no_model, parts.spare, parts.upgrades, parts.idle, parts.served)
+            table.add_row(pool.name, *(f"{part.value:.2%}" for part in each))
     return table
 
 
@@ -107,7 +127,8 @@ def _starts(made: Plan) -> Table:
 def _bill(made: Plan) -> Table:
     table = _table("Bill", "what", "USD/h", "how")
     for line in made.bill.lines:
-        table.add_row(line.what, _cell(line.usd_per_hour), line.usd_per_hour.how)
+        # Where a price was read stands behind the colon, and in --json.
+        table.add_row(line.what, _cell(line.usd_per_hour), line.usd_per_hour.how.partition(": ")[0])
     for pool in made.unpriced:
         table.add_row(f"pool {pool}", "unknown", "no price: COST-PRICE")
     total = made.bill
@@ -135,7 +156,7 @@ def _cell(figure: Figure | None) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

@@ -105,4 +105,4 @@ class Planning(Closed):
     rack: Rack | None = None
     """Racks of own hosts."""
     compare_with: Annotated[tuple[ApiName, ...], Field(max_length=16)] = ()
-    """APIs to compare with, as provider/model; left out, those that host the same open models."""
+    """APIs to compare with, as provider/model, beside those that host the same open model."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from gpuyard.catalog import numbers
 from gpuyard.catalog.market import Price
-from gpuyard.catalog.rows import EngineRelease, Instance
+from gpuyard.catalog.rows import Instance
 from gpuyard.plan import names
 from gpuyard.plan.judge import Judge
 from gpuyard.plan.rules.rule import Combination
 from gpuyard.plan.sizing.cost import NodePrice, offers_of, priced
 from gpuyard.plan.sizing.figures import Figure, Ground, number
 from gpuyard.plan.sizing.givens import Givens
+from gpuyard.plan.sizing.room import release_of
 from gpuyard.plan.sizing.seats import SIZES, Seat, seat
 from gpuyard.plan.sizing.throughput import reckoned
 from gpuyard.plan.sizing.traffic import inside
@@ -33,6 +33,18 @@ class Considered(Closed):
     """For a million answer tokens of a machine that is always busy, by what is reckoned; None: of several models."""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One kind of machine with the pool's models on it."""
+
+    instance: Instance
+    seats: tuple[Seat, ...]
+    cost: Figure | None
+    able: bool
+    """All its models fit, and no rule refuses it."""
+    told: Considered
+
+
 def considered_of(
     fleet: Fleet, ground: Ground, givens: Givens, judge: Judge, pool: Pool, price: NodePrice, seats: Sequence[Seat]
 ) -> tuple[Considered, ...]:
@@ -41,13 +53,15 @@ def considered_of(
     if not busy:
         return ()
     found = [other for item in busy for other in _other_sizes(ground, givens, pool, item)]
-    return (*found, *sorted(_machines(fleet, ground, givens, judge, pool, price, busy), key=_rank))
+    others = [other.told for other in candidates(fleet, ground, givens, judge, pool, price, busy)]
+    return (*found, *sorted(others, key=_rank))
 
 
 def _other_sizes(ground: Ground, givens: Givens, pool: Pool, chosen: Seat) -> Iterator[Considered]:
-    for size, room in chosen.tried:
+    for size, red in chosen.tried:
         what = f"{chosen.model.name}: tensor_parallel_size {size}"
-        yield Considered(what=what, rule=room.rule, why=room.why, usd_per_node_hour=None, usd_per_mtok=None)
+        why = f"has {red.have}; needs {red.need}"
+        yield Considered(what=what, rule=red.rule, why=why, usd_per_node_hour=None, usd_per_mtok=None)
     if not chosen.room or not chosen.room.memory:
         return
     larger = next((size for size in SIZES if size > chosen.size and size * chosen.copies <= pool.gpus_per_node), None)
@@ -62,65 +76,68 @@ def _other_sizes(ground: Ground, givens: Givens, pool: Pool, chosen: Seat) -> It
         yield Considered(what=what, rule="SIZE-LARGER", why=why, usd_per_node_hour=None, usd_per_mtok=None)
 
 
-def _machines(
+def candidates(
     fleet: Fleet, ground: Ground, givens: Givens, judge: Judge, pool: Pool, price: NodePrice, seats: Sequence[Seat]
-) -> Iterator[Considered]:
+) -> Iterator[Candidate]:
+    """Every other kind of machine of the same provider, each with the parallelism that suits it."""
     provider = price.instance.provider if price.instance else fleet.provider
-    free = [_free(item.model) for item in seats]
+    free = [free_of(item.model) for item in seats]
     own = score(ground, givens, pool.gpu, pool.gpus_per_node, price.figure, free, seats)
     kinds: dict[tuple[str, int], list[Instance]] = {}
     for row in givens.instances:
-        if row.provider == provider:
+        if row.provider == provider and (row.gpu, row.gpus) != (pool.gpu, pool.gpus_per_node):
             kinds.setdefault((row.gpu, row.gpus), []).append(row)
-    for (gpu, gpus), rows in kinds.items():
-        if (gpu, gpus) == (pool.gpu, pool.gpus_per_node):
-            continue
+    for rows in kinds.values():
         offers = [(row, offer) for row in rows for offer in offers_of(givens.market, row, price.region, price.purchase)]
-        best = min(offers, key=lambda offer: offer[1].usd_per_hour, default=None)
-        yield _machine(fleet, ground, givens, judge, (gpu, gpus), rows[0], best[1] if best else None, seats, own)
+        best = min(offers, key=lambda offer: offer[1].usd_per_hour, default=(rows[0], None))
+        yield _candidate(fleet, ground, givens, judge, best[0], best[1], seats, own)
 
 
-def _machine(
+def _candidate(
     fleet: Fleet,
     ground: Ground,
     givens: Givens,
     judge: Judge,
-    kind: tuple[str, int],
-    first: Instance,
+    instance: Instance,
     offer: Price | None,
     seats: Sequence[Seat],
     own: Figure | None,
-) -> Considered:
-    gpu, gpus = kind
-    what = f"{offer.instance if offer else first.instance}: {gpus} x {gpu}"
+) -> Candidate:
+    gpu, gpus = instance.gpu, instance.gpus
     cost = priced(offer) if offer else None
-    models = [_free(item.model) for item in seats]
-    moved = [
+    models = [free_of(item.model) for item in seats]
+    moved = tuple(
         seat(item.index, model, item.engine, givens.rooms, gpu, gpus) for item, model in zip(seats, models, strict=True)
-    ]
-    each: Figure | None = None
+    )
+
+    def told(rule: str, why: str, each: Figure | None = None, able: bool = False) -> Candidate:
+        what = f"{instance.instance}: {gpus} x {gpu}"
+        considered = Considered(what=what, rule=rule, why=why, usd_per_node_hour=cost, usd_per_mtok=each)
+        return Candidate(instance, moved, cost, able, considered)
+
     for item in moved:
-        if item.room is None or not item.room.fits:
-            rule, why = (item.room.rule, item.room.why) if item.room else ("FIT-UNKNOWN", f"no memory told of {gpu}")
-            return _told(what, rule, f"{item.model.name} on {item.size} GPUs: {why}", cost, each)
+        if item.room is None:
+            return told("FIT-UNKNOWN", f"nothing is known of {item.model.name} on {gpu}")
+        if not item.room.fits:
+            red = item.room.red
+            return told(red.rule, f"{item.model.name} on {item.size} GPUs has {red.have}; needs {red.need}")
     if (needed := sum(item.gpus for item in moved)) > gpus:
-        return _told(what, "SIZE-GPUS", f"its models need {needed} GPUs of a node", cost, each)
+        return told("SIZE-GPUS", f"its models need {needed} GPUs of a node")
     for item in moved:
-        combination = _combination(fleet, givens, gpu, item)
-        if red := next((found for found in judge.findings(combination) if found.level == "red"), None):
-            return _told(what, red.rule, f"has {red.have}; needs {red.need}", cost, each)
+        found = judge.findings(_combination(fleet, givens, gpu, item))
+        if red := next((finding for finding in found if finding.level == "red"), None):
+            return told(red.rule, f"has {red.have}; needs {red.need}")
     if cost is None:
-        return _told(what, "COST-PRICE", "no price in this region and purchase", cost, each)
+        return told("COST-PRICE", "no price in this region and purchase")
     each = score(ground, givens, gpu, gpus, cost, models, moved)
     if each is None or own is None or not own.value:
-        return _told(what, "SIZE-ASKED", "it would do; the spec asks for another one", cost, each)
+        return told("SIZE-ASKED", "it would do; the spec asks for another one", each, able=True)
     ratio = each.value / own.value
     unit = "the same tokens" if len(seats) == 1 else "a node"
     if ratio < 1:
-        return _told(
-            what, "COST-CHEAPER", f"{ratio:.2g} of the price of {unit}; the spec asks for another one", cost, each
-        )
-    return _told(what, "COST-DEARER", f"{ratio:.2g} times the price of {unit}", cost, each)
+        why = f"{ratio:.2g} of the price of {unit} if always busy, as reckoned; not asked for"
+        return told("COST-CHEAPER", why, each, able=True)
+    return told("COST-DEARER", f"{ratio:.2g} times the price of {unit} if always busy, as reckoned", each, able=True)
 
 
 def score(
@@ -149,15 +166,11 @@ def score(
     return Figure(value=cost.value / rate, unit="USD/Mtok answered", how=how, verified=False)
 
 
-def _told(what: str, rule: str, why: str, cost: Figure | None, each: Figure | None) -> Considered:
-    return Considered(what=what, rule=rule, why=why, usd_per_node_hour=cost, usd_per_mtok=each)
-
-
 def _rank(item: Considered) -> tuple[bool, float, str]:
     return item.usd_per_mtok is None, item.usd_per_mtok.value if item.usd_per_mtok else 0.0, item.what
 
 
-def _free(model: Model) -> Model:
+def free_of(model: Model) -> Model:
     """The model without a word on its parallelism, so that each machine is tried with what suits it."""
     flags = model.vllm.model_copy(update={"tensor_parallel_size": None, "data_parallel_size": None})
     return model.model_copy(update={"vllm": flags})
@@ -169,7 +182,7 @@ def _combination(fleet: Fleet, givens: Givens, gpu: str, item: Seat) -> Combinat
     features = tuple(row for flag, value in flags_of(item.model) for row in names.features(catalog, flag, value))
     base = Combination(
         gpu=names.gpu(catalog, gpu),
-        engine=_release(givens, item),
+        engine=release_of(givens.catalog, item.engine),
         features=features or None,
         kernel_modules=driver.kernel_modules,
     )
@@ -177,10 +190,3 @@ def _combination(fleet: Fleet, givens: Givens, gpu: str, item: Seat) -> Combinat
         return base
     release = names.driver(catalog, driver.version)
     return replace(base, driver=release, branch=names.branch(catalog, release.branch))
-
-
-def _release(givens: Givens, item: Seat) -> EngineRelease | None:
-    rows = [row for row in givens.catalog.engines if row.distribution == item.engine.distribution]
-    if item.engine.version:
-        return next((row for row in rows if row.version == item.engine.version), None)
-    return max((row for row in rows if row.requirements), key=lambda row: numbers(row.version), default=None)

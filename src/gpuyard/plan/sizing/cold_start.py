@@ -110,8 +110,8 @@ def _start(
     spread = number(rate[0]) if rate[0] == rate[1] else f"{number(rate[0])} to {number(rate[1])}"
     load = Figure(
         value=(low + high) / 2,
-        low=low,
-        high=high,
+        low=low if low < high else None,
+        high=high if low < high else None,
         unit="s",
         how=f"{number(bytes_read / GB)} GB / {spread} GB/s",
         verified=verified,

@@ -223,8 +223,8 @@ def served(
 
     volume = Figure(
         value=month(capacity.value),
-        low=month(low),
-        high=month(high),
+        low=month(low) if capacity.low else None,
+        high=month(high) if capacity.high else None,
         unit="Mtok/month",
         how=f"{number(capacity.value)} tokens/s x {number(utilisation)} x ({number(asked)} + {number(given)}) / "
         f"{number(given)} x 3600 x {number(hours)} h / 10^6",
@@ -236,7 +236,8 @@ def served(
 
     def per(factor: float, how: str) -> Figure:
         ends = [monthly * factor / month(rate) for rate in (capacity.value, high, low)]
-        return Figure(value=ends[0], low=ends[1], high=ends[2], unit="USD/Mtok", how=how, verified=known)
+        spread = {"low": ends[1], "high": ends[2]} if capacity.low else {}
+        return Figure(value=ends[0], unit="USD/Mtok", how=how, verified=known, **spread)
 
     return Served(
         usd_per_hour=usd_per_hour,
@@ -275,8 +276,8 @@ def break_even(
         ),
         share_of_capacity=Figure(
             value=ends[1],
-            low=ends[2],
-            high=ends[0],
+            low=ends[2] if rates[0] < rates[2] else None,
+            high=ends[0] if rates[0] < rates[2] else None,
             unit="of capacity",
             how=f"{number(volume)} Mtok / what {number(rates[1])} answer tokens/s make in a month",
             verified=False,

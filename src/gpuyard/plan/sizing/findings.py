@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 
 from gpuyard.catalog.market import Market
@@ -98,13 +99,12 @@ def _of_seat(pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
         change = "plan a model of the catalog, or add a row with its source"
         yield _finding("FIT-UNKNOWN", "amber", where, have, "layers, hidden size and weights", change, verified=False)
         return
-    if not seat.room.fits:
-        yield _finding(seat.room.rule, "red", where, seat.room.why, "room on its GPUs", seat.room.change)
-    elif seat.chosen_by == "chosen" and seat.size > 1:
+    if seat.chosen_by == "chosen" and seat.size > 1 and seat.room.fits:
         first = seat.tried[0][1]
-        have = f"no tensor_parallel_size, so the engine takes 1: {first.why}"
+        have = f"no tensor_parallel_size, so the engine takes 1, which has {first.have}"
         change = f"set {where}.vllm.tensor_parallel_size to {seat.size}"
         yield _finding("SIZE-TENSOR-PARALLEL", "red", where, have, f"{seat.size} GPUs for each copy", change)
+    yield from (replace(finding, what=where) for finding in seat.room.findings)
 
 
 def _of_price(ground: Ground, where: str, pool: PoolPlan, price: NodePrice, today: str) -> Iterator[Finding]:

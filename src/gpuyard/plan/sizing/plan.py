@@ -179,8 +179,8 @@ def _model(
         speed = next((row for row in givens.market.gpu_speeds if row.gpu == pool.gpu), None)
         if size > 1 and speed and batch:
             step = decode_step(ground, shape, speed, size, batch)
-            network = between(ground, price.instance) if price.instance else None
-            over = [path, *([network] if network else []), *fabrics(ground, pool.gpus_per_node)]
+            network = between(ground, price.instance, size) if price.instance else None
+            over = [path, *([network] if network else []), *fabrics(ground, size)]
             ways = [tensor_parallel(way, shape.layers, shape.hidden, size, batch, step) for way in over]
         storage = fleet.planning.storage if fleet.planning else None
         begun = starts(
@@ -261,7 +261,8 @@ def _with_money(
 
 
 def _apis(fleet: Fleet, market: Market, model: ModelPlan) -> list[ApiPrice]:
-    if fleet.planning and fleet.planning.compare_with:
-        return [row for row in market.api_prices if f"{row.provider}/{row.model}" in fleet.planning.compare_with]
+    asked = fleet.planning.compare_with if fleet.planning else ()
     repository = model.source.removeprefix("hf:").partition("@")[0]
-    return [row for row in market.api_prices if row.open_weights == repository]
+    return [
+        row for row in market.api_prices if row.open_weights == repository or f"{row.provider}/{row.model}" in asked
+    ]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gpuyard.plan.judge import Finding
 from gpuyard.plan.sizing.figures import Ground
 from gpuyard.plan.sizing.room import Room, Rooms
 from gpuyard.plan.sizing.throughput import Shape
 from gpuyard.spec.fleet import Engine, Fleet, Model, Pool
 
 SIZES = (1, 2, 4, 8)
-_MOST_SEQUENCES = 1024
-"""vLLM's default on GPUs of 70 GiB and more; smaller ones are held by their cache long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +27,19 @@ class Seat:
     size: int
     copies: int
     chosen_by: Literal["spec", "chosen", "default"]
-    tried: tuple[tuple[int, Room], ...]
-    """Smaller sizes that were tried first, and what they came to."""
+    tried: tuple[tuple[int, Finding], ...]
+    """Smaller sizes that were tried first, and why they do not do."""
 
     @property
     def gpus(self) -> int:
         return self.size * self.copies if self.engine.distribution == "vllm" else 0
 
     def batch(self, ground: Ground) -> int:
-        """Requests of the mean length that run at once under load: what the cache holds, and no more than the flag."""
-        most = self.model.vllm.max_num_seqs or _MOST_SEQUENCES
+        """Requests of the mean length that run at once under load: what the cache and the flag allow; 0: not known."""
         if self.room is None or self.room.memory is None:
-            return most
+            return 0
         mean = ground.value("input_tokens") + ground.value("output_tokens")
-        return min(most, int(self.room.memory.kv_cache_tokens / mean))
+        return min(self.room.memory.max_num_seqs, int(self.room.memory.kv_cache_tokens / mean))
 
 
 def seats_of(fleet: Fleet, pool: Pool, rooms: Rooms) -> list[Seat]:
@@ -64,15 +62,17 @@ def seat(index: int, model: Model, engine: Engine, rooms: Rooms, gpu: str, gpus:
         return Seat(index, model, engine, None, None, size, copies, said, ())
     if size := model.vllm.tensor_parallel_size:
         return Seat(index, model, engine, shape, rooms.room(model, engine, gpu, size), size, copies, "spec", ())
-    tried: list[tuple[int, Room]] = []
+    tried: list[tuple[int, Finding]] = []
     for size in SIZES:
         if size * copies > gpus:
             break
+        if heavy := rooms.too_heavy(model, gpu, size):
+            tried.append((size, heavy))
+            continue
         room = rooms.room(model, engine, gpu, size)
         if room is None or room.fits:
             return Seat(index, model, engine, shape, room, size, copies, "chosen", tuple(tried))
-        tried.append((size, room))
-    last = tried.pop() if tried else None
-    return Seat(
-        index, model, engine, shape, last[1] if last else None, last[0] if last else 1, copies, "default", tuple(tried)
-    )
+        tried.append((size, room.red))
+    widest = tried.pop()[0] if tried else 1
+    room = rooms.room(model, engine, gpu, widest)
+    return Seat(index, model, engine, shape, room, widest, copies, "default", tuple(tried))

@@ -70,28 +70,34 @@ def inside(ground: Ground, gpu: str, gpus: int) -> Path:
     return Path("pcie", f"PCIe of {gpu}", row.low, high, *_latency(ground, "pcie_latency_us"), False, how)
 
 
-def between(ground: Ground, instance: Instance) -> Path | None:
-    """The way between nodes of a cloud's machine; None where its network is not told."""
+def between(ground: Ground, instance: Instance, size: int) -> Path | None:
+    """The way of so many GPUs in two nodes of a cloud's machine; None where its network is not told."""
     if not instance.network_gbps:
         return None
     medium: Medium = "efa" if instance.efa else "network"
+    each = -(-size // 2)
     high = instance.network_gbps / 8
+    low = high * 0.8 * min(1.0, each / instance.gpus)
     name = f"{'EFA' if instance.efa else 'network'} of {instance.instance}"
-    how = f"{number(instance.network_gbps)} Gbit/s / 8 = {number(high)} GB/s a node; 0.8 of that at least (assumed)"
-    return Path(medium, name, high * 0.8, high, *_latency(ground, "network_latency_us"), False, how)
+    how = (
+        f"{number(instance.network_gbps)} Gbit/s / 8 = {number(high)} GB/s of a node at most; "
+        f"0.8 (assumed) of the share of {each} of its {instance.gpus} GPUs at least"
+    )
+    return Path(medium, name, low, high, *_latency(ground, "network_latency_us"), False, how)
 
 
-def fabrics(ground: Ground, gpus_per_node: int) -> list[Path]:
-    """The InfiniBand generations, with one port for each GPU."""
+def fabrics(ground: Ground, size: int) -> list[Path]:
+    """The InfiniBand generations between so many GPUs in two nodes, with one port for each GPU."""
+    each = -(-size // 2)
     return [
         Path(
             "infiniband",
             row.fabric,
-            row.gbps_per_gpu / 8 * gpus_per_node * 0.8,
-            row.gbps_per_gpu / 8 * gpus_per_node,
+            row.gbps_per_gpu / 8 * each * 0.8,
+            row.gbps_per_gpu / 8 * each,
             *_latency(ground, "network_latency_us"),
             False,
-            f"{number(row.gbps_per_gpu)} Gbit/s / 8 x {gpus_per_node} ports; 0.8 of that at least (assumed)",
+            f"{number(row.gbps_per_gpu)} Gbit/s / 8 x {each} ports of a node; 0.8 of that at least (assumed)",
         )
         for row in ground.market.fabrics
     ]
