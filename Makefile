@@ -111,6 +111,11 @@ bench-lock: ## lock 1,000 nodes and 50 models, beside the lab's fleet: time and 
 	@tools/setup venv
 	@. ./activate && python tools/bench_lock.py
 
+.PHONY: bench-plan
+bench-plan: ## plan 1,000 nodes and 50 models with other machines considered: time and memory
+	@tools/setup venv
+	@. ./activate && python tools/bench_plan.py
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

@@ -25,7 +25,8 @@ class CacheSettings:
 
 def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec]]]:
     """The layers with a cache of each pipeline stage, by name."""
-    specs = [_spec(shape, layer, settings) for layer in shape.layers]
+    known = {layer: _spec(shape, layer, settings) for layer in set(shape.layers)}
+    specs = [known[layer] for layer in shape.layers]
     states = [spec for spec in specs if spec and spec.kind == "mamba"]
     tokens = [spec for spec in specs if spec and spec.kind != "mamba"]
     if states and tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,10 +51,11 @@ def _stage(shape: Shape, stage: int, tensor: int, pipeline: int, quantization: Q
         return bare if quantization is None or part in kept or part not in quantization.parts else packed
 
     total = 0.0
-    for index in stage_layers(len(shape.layers), stage, pipeline):
-        layer = shape.layers[index]
+    # Most layers are alike, and a plan asks this of many models on many boards.
+    alike = Counter(shape.layers[index] for index in stage_layers(len(shape.layers), stage, pipeline))
+    for layer, count in alike.items():
         for part, params in _layer(shape, layer, tensor, quantization).items():
-            total += params * (bare if part == "plain" else size(part))
+            total += count * params * (bare if part == "plain" else size(part))
     vocab = -(-shape.vocab // (_VOCAB_ROUNDING * tensor)) * _VOCAB_ROUNDING
     first, last = stage == 0, stage == pipeline - 1
     total += (first + (last and (not shape.tied or not first))) * vocab * shape.hidden * bare
