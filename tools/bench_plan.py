@@ -62,7 +62,7 @@ def large() -> str:
 
 
 def measured(fleet: Path, page: Path) -> tuple[float, float, float]:
-    """Seconds, megabytes (10^6 bytes, the most resident at once) and CPU seconds of one `gpuyard plan` with its page."""
+    """Seconds, most megabytes resident (10^6 bytes) and CPU seconds of one `gpuyard plan` with its page."""
     began = time.perf_counter()
     child = os.posix_spawn(
         str(Path(sys.executable).with_name("gpuyard")),
