@@ -53,6 +53,10 @@ test-engine: ## the tests with the real Pulumi engine
 test-lab: setup ## the tests on the lab's machines
 	@. ./activate && python tools/test.py lab
 
+.PHONY: test-relock
+test-relock: setup ## a running fleet on another driver branch and another version of the real engine; a quarter of an hour
+	@. ./activate && python tools/test.py relock
+
 .PHONY: test-contract
 test-contract: setup ## the simulated engine and the real vLLM, asked the same
 	@. ./activate && python tools/test.py contract

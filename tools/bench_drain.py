@@ -29,8 +29,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpuyard.lab.own_fleet import OwnFleet
 from gpuyard.spec.loader import load_fleet
-from tools.project import PROJECT, run
+from tools.project import PROJECT
 
 OUTCOMES = ("complete", "failed", "truncated", "duplicated", "wrong")
 DROP_IN = "/run/systemd/system/vllm@.service.d/zz-bench-drain.conf"
@@ -62,30 +63,23 @@ WAYS = [
 class Drill:
     """A fleet of the lab, its nodes, and what is done to them."""
 
-    stack: str
+    own: OwnFleet
 
     def __post_init__(self) -> None:
-        fleet = load_fleet(PROJECT / f"fleets/{self.stack}.yaml")
+        stack, project = self.own.stack, self.own.project
+        fleet = load_fleet(project / f"fleets/{stack}.yaml")
         self.url = f"http://127.0.0.1:{fleet.gateway.port}"
-        self.key = PROJECT / f".gpuyard/secrets/{self.stack}/api_key"
-        self.nodes = [f"{self.stack}-{pool.name}-{number}" for pool in fleet.pools for number in range(pool.nodes)]
-        self.gateway = f"{self.stack}-gateway-0"
+        self.key = project / f".gpuyard/secrets/{stack}/api_key"
+        self.nodes = [f"{stack}-{pool.name}-{number}" for pool in fleet.pools for number in range(pool.nodes)]
+        self.gateway = f"{stack}-gateway-0"
         self.port = fleet.models[0].port
         self.units = " ".join(f"vllm@{model.name}.service" for model in fleet.models)
 
-    def run(self, *argv: str, timeout: float = 300) -> str:
-        """One command; its output."""
-        done = run(*argv, timeout=timeout)
-        if done.rc:
-            raise BenchError(f"`{' '.join(argv)}` ended with {done.rc}:\n{done.output[-3000:]}")
-        return done.output
-
     def on(self, node: str, line: str) -> str:
-        return self.run("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--", line)
+        return self.own.on(node, line)
 
     def playbook(self, name: str, node: str) -> None:
-        inventory = f"inventories/{self.stack}"
-        self.run("ansible-playbook", "-i", inventory, f"playbooks/operate/{name}.yml", "--limit", node)
+        self.own.played(f"operate/{name}", "--limit", node)
 
     def servers(self) -> dict[str, str]:
         """Each node's status at the gateway."""
@@ -155,8 +149,10 @@ class Drill:
             files = ["--key-file", str(self.key), "--ledger", str(ledger)]
             with answer.open("w") as out:
                 child = subprocess.Popen(
-                    ["gpuyard", "bench", "load", self.url, *options, *files, "--long-tokens", "64", "--json"],
-                    cwd=PROJECT,
+                    self.own.words(
+                        "gpuyard", "bench", "load", self.url, *options, *files, "--long-tokens", "64", "--json"
+                    ),
+                    cwd=self.own.project,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.DEVNULL,
@@ -215,7 +211,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=[way.name for way in WAYS])
     options = parser.parse_args()
-    drill = Drill(options.stack)
+    drill = Drill(OwnFleet(options.stack, PROJECT, port=0))
     reports: dict[Way, dict[str, Any]] = {}
     for way in WAYS:
         if options.only and way.name not in options.only:

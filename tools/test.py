@@ -2,8 +2,9 @@
 
     python tools/test.py [PART...]       without names: all, in this order
 
-    lint, unit, engine, lab, qemu, contract, molecule, hardware
+    lint, unit, engine, lab, relock, qemu, contract, molecule, hardware
 
+Without names the lab's tests, which mostly wait for machines, run beside most of the others, which are told afterwards.
 A part that fails does not keep the next from running. Exit code 0 only if nothing failed. With CI=true a part that this
 machine could not run, and a test that was skipped, are failures too: a green run must mean that all of it was there.
 """
@@ -19,12 +20,16 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+# Where a process that runs some of the parts beside others writes their reports.
+REPORTS = "GPUYARD_TEST_REPORTS"
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 CHECKS: Mapping[str, Sequence[str]] = {
@@ -71,6 +76,8 @@ class Part:
     always_in_ci: bool = True
     only_by_name: str = ""
     """Why it is run only where it is named; nothing where it is part of every run."""
+    beside: bool = False
+    """Whether a run of all has it beside the others, with what time the processors have left."""
 
 
 # --- the kinds of parts ------------------------------------------------------------------------------------------
@@ -204,15 +211,23 @@ def system_path() -> str:
 
 
 PARTS = [
-    Part("lint", lint, 1200),
-    Part("unit", pytest("not engine and not lab and not qemu and not contract and not hardware"), 900),
-    Part("engine", pytest("engine and not lab"), 900),
-    Part("lab", pytest("lab"), 3600, lab_hindrance),
+    Part("lint", lint, 1800, beside=True),
+    Part("unit", pytest("not engine and not lab and not qemu and not contract and not hardware"), 2400, beside=True),
+    Part("engine", pytest("engine and not lab"), 1800, beside=True),
+    Part("lab", pytest("lab and not relock"), 4200, lab_hindrance),
+    Part(
+        "relock",
+        pytest("relock"),
+        2400,
+        lab_hindrance,
+        always_in_ci=False,
+        only_by_name="two versions of the real engine, one after the other; `make test-relock` runs it",
+    ),
     Part(
         "qemu", pytest("qemu"), 2400, qemu_hindrance, always_in_ci=False, only_by_name="slow; `make test-qemu` runs it"
     ),
-    Part("contract", pytest("contract"), 900, root_hindrance),
-    Part("molecule", molecule, 1800, molecule_hindrance),
+    Part("contract", pytest("contract"), 1800, root_hindrance, beside=True),
+    Part("molecule", molecule, 3600, molecule_hindrance, beside=True),
     Part("hardware", pytest("hardware"), 3600, hardware_hindrance, always_in_ci=False),
 ]
 
@@ -238,13 +253,49 @@ def ended(command: Sequence[str], seconds: int, output: object = None, more: Map
         return 124
     finally:
         # Also on Ctrl-C, which does not reach a session of its own; a moment to clean up, then the rest of it.
-        for number, patience in ((signal.SIGINT, 30), (signal.SIGKILL, 10)):
-            if child.poll() is None:
-                os.killpg(child.pid, number)
-                try:
-                    child.wait(patience)
-                except subprocess.TimeoutExpired:
-                    continue
+        end(child, (signal.SIGINT, 30), (signal.SIGKILL, 10))
+
+
+def end(child: subprocess.Popen[Any], *ways: tuple[signal.Signals, float]) -> None:
+    """End a session that has not ended: a signal, and how many seconds it has to work, one after the other."""
+    for number, patience in ways:
+        if child.poll() is None:
+            os.killpg(child.pid, number)
+            try:
+                child.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+@contextmanager
+def beside(names: Sequence[str]) -> Iterator[Callable[[], dict[str, Report]]]:
+    """Parts in a process of their own, one after the other; what it said is told when their reports are asked for."""
+    if not names:
+        yield dict
+        return
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
+        reports = Path(folder) / "reports.json"
+        child = subprocess.Popen(
+            ["nice", "-n", "10", sys.executable, __file__, *names],
+            cwd=PROJECT,
+            env={**os.environ, REPORTS: str(reports)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+        def told() -> dict[str, Report]:
+            child.wait()
+            output.seek(0)
+            print(output.read(), end="", flush=True)
+            found = json.loads(reports.read_text()) if reports.is_file() else {}
+            return {name: Report(**found[name]) if name in found else Report(failed=1) for name in names}
+
+        try:
+            yield told
+        finally:
+            end(child, (signal.SIGINT, 120), (signal.SIGKILL, 10))
 
 
 def take(part: Part) -> Report:
@@ -301,16 +352,22 @@ def main(names: Sequence[str]) -> int:
         return 2
     reports: dict[str, Report] = {}
     took = setup_seconds()  # now: a test may set something up, too
+    aside = [] if names else [name for name in known if known[name].beside]
     try:
-        for name in names or list(known):
-            if names or not (why := known[name].only_by_name):
-                reports[name] = take(known[name])
-            else:
-                reports[name] = Report(not_run=why)
+        with beside(aside) as of_those:
+            for name in names or [name for name in known if name not in aside]:
+                if names or not (why := known[name].only_by_name):
+                    reports[name] = take(known[name])
+                else:
+                    reports[name] = Report(not_run=why)
+            reports |= of_those()
     except KeyboardInterrupt:
         print("\ninterrupted", flush=True)
         return 130
-    print(summary(reports, took), flush=True)
+    if path := os.environ.get(REPORTS):
+        Path(path).write_text(json.dumps({name: asdict(report) for name, report in reports.items()}))
+    else:
+        print(summary({name: reports[name] for name in known if name in reports}, took), flush=True)
     return 1 if any(report.failed for report in reports.values()) else 0
 
 

@@ -15,7 +15,7 @@ from tools.project import PROJECT
 
 from .conftest import MODEL
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.relock]
 
 CHAT = "relock-chat-0"
 NODES = [CHAT, "relock-gateway-0"]

@@ -124,6 +124,27 @@ def test_without_nodes_no_scenario_is_run_and_what_was_made_of_them_is_removed(p
     assert ran == ["destroy", "create", "destroy"]
 
 
+BESIDE = """
+import json, os, sys
+print("said by", *sys.argv[1:])
+report = {"passed": 2, "failed": 0, "skipped": [], "seconds": 1, "not_run": ""}
+open(os.environ["GPUYARD_TEST_REPORTS"], "w").write(json.dumps({"good": report}))
+"""
+
+
+def test_parts_beside_the_others_count_and_one_without_a_report_has_failed(parts, monkeypatch, tmp_path, capsys):
+    (tmp_path / "beside.py").write_text(BESIDE)
+    monkeypatch.setattr(parts, "__file__", str(tmp_path / "beside.py"))
+    others = [part(parts, name, beside=True) for name in ("good", "bad")]
+    monkeypatch.setattr(parts, "PARTS", [*others, part(parts, "lab", lambda _: parts.Report(passed=1))])
+    assert parts.main([]) == 1
+    said = capsys.readouterr().out
+    assert "said by good bad" in said
+    assert said.splitlines()[-1] == "3 passed, 1 failed"
+    rows = [line.split()[0] for line in said.splitlines() if re.match(r"(good|bad|lab) +(passed|failed)", line)]
+    assert rows == ["good", "bad", "lab"]
+
+
 def test_an_unknown_part_is_refused_with_those_there_are(parts, capsys):
     assert parts.main(["units"]) == 2
-    assert "lint, unit, engine, lab, qemu, contract, molecule, hardware" in capsys.readouterr().err
+    assert "lint, unit, engine, lab, relock, qemu, contract, molecule, hardware" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from rich.table import Table
 from gpuyard.catalog import load_catalog
 from gpuyard.cli.lab import console, project_of
 from gpuyard.cli.plan import FleetFile, newest
+from gpuyard.cli.play import RULE
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.rollout import RECORD
 from gpuyard.cli.upgrade import AcceptDowntime, Canary, MaxUnavailable, policy, seconds_given
@@ -206,7 +207,10 @@ class Rehearsal:
         with load(self.own, RATE) as seen:
             run = change()
         lost = sum(seen[kind] for kind in LOST)
-        return Scene(name, expected, came(run), seen["requests"], lost, round(run.seconds, 1))
+        found = Scene(name, expected, came(run), seen["requests"], lost, round(run.seconds, 1))
+        if not found.good:
+            self.own.say("\n".join([f"not as expected: {found.came}", *said(run)]))
+        return found
 
     def line(self, playbook: str = "upgrade_driver") -> list[str]:
         values = [word for name, value in self.words.items() for word in ("-e", f"{name}={value}")]
@@ -236,6 +240,12 @@ class Rehearsal:
         write(folder / "report.json", json.dumps(found, indent=2) + "\n")
         write(folder / "report.html", html(found, pages))
         return folder / "report.html"
+
+
+def said(run: Run) -> list[str]:
+    """The lines of a playbook that say why it stopped; without one, its last lines."""
+    lines = run.output.splitlines()
+    return [line.strip() for line in lines if RULE.search(line)][:5] or lines[-20:]
 
 
 def show(found: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,21 +83,28 @@ class OwnFleet:
         return ["bash", "-c", '. ./activate && exec "$@"', "-", *argv]
 
     def run(self, *argv: str, timeout: float = 900) -> Run:
-        done = run(*self.words(*argv), timeout=timeout, project=self.project)
+        done = self.asked(*argv, timeout=timeout)
         self.say(f"{' '.join(argv)[:100]}: {done.rc} after {done.seconds:.0f} s")
         return done
+
+    def asked(self, *argv: str, timeout: float = 900) -> Run:
+        """Run it, and say nothing of it."""
+        return run(*self.words(*argv), timeout=timeout, project=self.project)
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     def done(self, *argv: str, timeout: float = 900) -> Run:
-        ran = self.run(*argv, timeout=timeout)
+        return self.well(argv, self.run(*argv, timeout=timeout))
+
+    def on(self, node: str, line: str) -> str:
+        argv = ("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--", line)
+        return self.well(argv, self.asked(*argv)).output
+
+    def well(self, argv: Sequence[str], ran: Run) -> Run:
         if ran.rc:
             raise CommandError(f"`{' '.join(argv)}` ended with {ran.rc}:\n{ran.output}")
         return ran
-
-    def on(self, node: str, line: str) -> str:
-        return self.done("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--", line).output
 
     def playbook(self, name: str, *words: str) -> Run:
         return self.run("ansible-playbook", "-i", f"inventories/{self.stack}", f"playbooks/{name}.yml", *words)
