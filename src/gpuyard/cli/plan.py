@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gpuyard.catalog import load_catalog, load_instances, numbers
 from gpuyard.catalog.rows import Row
+from gpuyard.cli.fit_gpus import tell_fitting
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer, write
 from gpuyard.plan import names
@@ -210,11 +211,17 @@ def gpus(
     provider: Annotated[
         str | None, typer.Option("--provider", help="Only what this provider has, with its machines.")
     ] = None,
+    fits: Annotated[
+        str | None, typer.Option("--fits", metavar="MODEL", help="Only those that a model fits on, and on how many.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What the catalog knows of GPUs."""
     with refusals_told(as_json):
         catalog = load_catalog()
+        if fits is not None:
+            tell_fitting(fits, provider, as_json)
+            return
         if provider is None:
             _show(
                 as_json,

@@ -44,7 +44,8 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     wide = reader.number("global_head_dim"), reader.number("num_global_key_value_heads")
     dense_first = reader.number("first_k_dense_replace") or 0
     step = reader.number("decoder_sparse_step") or reader.number("interleave_moe_layer_step") or 1
-    dense = set(cast("list[int]", text.get("mlp_only_layers") or []))
+    listed = cast("object", text.get("mlp_only_layers"))
+    dense = [item for item in cast("list[Any]", listed) if _whole(item)] if isinstance(listed, list) else []
     layers = tuple(
         Layer(
             mixer=mixer,

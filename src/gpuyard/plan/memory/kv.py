@@ -98,16 +98,27 @@ def plan(
     merged = dict(layer for rank in ranks for layer in rank)
     if not merged:
         return Blocks(1, 0, 0.0, 0, 0, 0, True)
-    groups = groups_of(planner, merged)
+    try:
+        groups = groups_of(planner, merged)
+    except CannotPlanError:
+        # These versions ask for the memory first, so that a model too large for it is told that.
+        least = [_all_kept(rank, max_model_len, in_flight_tokens) for rank in ranks]
+        short = any(need > memory for need, memory in zip(least, available, strict=True))
+        if planner in ("one-group", "groups") and short:
+            return Blocks(0, 0, 0.0, 0, 0, max(least), False)
+        raise
     own = [[_on_rank(group, {name for name, _ in rank}) for group in groups] for rank in ranks]
     sizes = [max(sum(spec.page_bytes for spec in group.specs) for group in parts) for parts in own]
+    if planner == "groups" and len(groups) == 1 and len(set(groups[0].specs)) > 1:
+        # A group of several specs is not cut into stages: each stage pays for all layers.
+        sizes = [sum(spec.page_bytes for spec in groups[0].specs)] * len(ranks)
     blocks = [max(memory, 0) // size if size else None for memory, size in zip(available, sizes, strict=True)]
     num_blocks = min(count for count in blocks if count is not None)
     per_request = sum(max(s.blocks_per_request(max_model_len, in_flight_tokens) for s in g.specs) for g in groups)
-    needed = [
-        _needed(planner, rank, parts, size, max_model_len, in_flight_tokens)
-        for rank, parts, size in zip(ranks, own, sizes, strict=True)
-    ]
+    if planner in ("one-group", "groups"):
+        needed = [_all_kept(rank, max_model_len, in_flight_tokens) for rank in ranks]
+    else:
+        needed = [(per_request + (planner == "padded-null")) * size for size in sizes]
     concurrency = num_blocks / per_request
     smallest = min(group.specs[0].block_size for group in groups)
     tokens = int(concurrency * max_model_len) if tokens_by_concurrency else num_blocks // len(groups) * smallest
@@ -191,18 +202,8 @@ def _on_rank(group: Group, names: set[str]) -> Group:
     return Group(tuple(name for name, _ in kept), tuple(spec for _, spec in kept))
 
 
-def _needed(
-    planner: Planner, rank: Rank, parts: list[Group], size: int, max_model_len: int, in_flight_tokens: int
-) -> int:
-    def blocks(spec: Spec) -> int:
-        return spec.blocks_per_request(max_model_len, in_flight_tokens)
-
-    if planner in ("one-group", "groups"):
-        return sum(blocks(spec) * spec.page_bytes for _, spec in rank)
-    if len(parts) == 1 and not planner.startswith("padded"):
-        return sum(blocks(spec) * spec.page_bytes for spec in parts[0].specs)
-    per_request = sum(max(map(blocks, part.specs), default=0) for part in parts)
-    return (per_request + (planner == "padded-null")) * size
+def _all_kept(rank: Rank, max_model_len: int, in_flight_tokens: int) -> int:
+    return sum(spec.blocks_per_request(max_model_len, in_flight_tokens) * spec.page_bytes for _, spec in rank)
 
 
 def _up(number: int, step: int) -> int:
