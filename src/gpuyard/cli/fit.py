@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from gpuyard.catalog import load_catalog
 from gpuyard.catalog.memory import load_memory
 from gpuyard.cli.fit_cases import tell_cases
+from gpuyard.cli.fit_gpus import runs_not
 from gpuyard.cli.models import model_shape
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer
@@ -75,8 +77,10 @@ def fit(
         )
         board = board_of(names.gpu(load_catalog(), gpu))
         done = fit_on(model_shape(model), board, settings, load_memory())
+        unable = runs_not(board.name, settings.engine)
+        done = replace(done, findings=(*unable, *done.findings))
         answer(as_json, done.as_dict(), _told(done))
-        if not done.fits:
+        if unable or not done.fits:
             raise typer.Exit(FINDINGS)
 
 

@@ -11,8 +11,10 @@ from gpuyard.catalog import load_catalog, load_instances
 from gpuyard.catalog.memory import load_memory
 from gpuyard.cli.models import model_shape
 from gpuyard.cli.write import answer
+from gpuyard.plan import names
+from gpuyard.plan.judge import Finding, Judge
 from gpuyard.plan.memory.budget import Board, board_of
-from gpuyard.plan.memory.fit import Fit, Settings, fit
+from gpuyard.plan.memory.fit import NEWEST, Fit, Settings, fit
 from gpuyard.plan.memory.shape import Shape
 from gpuyard.spec.errors import RefusedError
 
@@ -24,10 +26,20 @@ def tell_fitting(model: str, provider: str | None, as_json: bool) -> None:
     shape = model_shape(model)
     offered = {row.gpu for row in load_instances() if provider in (None, row.provider)}
     rows = [gpu for gpu in load_catalog().gpus if provider is None or gpu.name in offered]
+    rows = [gpu for gpu in rows if not runs_not(gpu.name, NEWEST)]
     found = [done for gpu in rows if (done := _fewest(shape, board_of(gpu)))]
     keys = ("gpu", "gpus", "surely", "weights_gib", "kv_cache_gib", "kv_cache_tokens", "max_concurrency")
     told = {"model": shape.name, "gpus": [{key: getattr(done, key) for key in keys} for done in found]}
     answer(as_json, told, _text(shape, found))
+
+
+def runs_not(gpu: str, version: str) -> list[Finding]:
+    """Why this vLLM does not run on this GPU, whatever the memory."""
+    catalog = load_catalog()
+    # What keeps a version from running does not depend on the day.
+    judge = Judge(catalog, "2026-01-01")
+    found = judge.findings(names.combination(catalog, {"gpu": gpu, "engine": f"vllm=={version}"}))
+    return [finding for finding in found if finding.level == "red" and finding.kind == "works"]
 
 
 def _fewest(shape: Shape, board: Board) -> Fit | None:

@@ -48,6 +48,12 @@ def test_what_does_not_fit_exits_1_with_the_smallest_change(gpuyard: Command) ->
     assert "--tensor-parallel-size 4 fits" in output
 
 
+def test_a_gpu_that_the_engine_does_not_run_on_is_a_finding(gpuyard: Command) -> None:
+    code, output, _ = gpuyard("fit", "--model", "Qwen/Qwen3-0.6B", "--gpu", "P100-PCIE-16GB")
+    assert code == 1
+    assert "COMPAT-ENGINE-GPU [red]" in output
+
+
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
@@ -122,6 +128,8 @@ def test_gpus_that_a_model_fits_on(gpuyard: Command) -> None:
     assert count["H100-SXM5-80GB"] == 4
     assert count["B300-SXM-288GB"] == 1
     assert "T4" not in count
+    small = json.loads(gpuyard("gpus", "--fits", "Qwen/Qwen3-0.6B", "--json")[1])["gpus"]
+    assert {"T4", "P100-PCIE-16GB"} & {row["gpu"] for row in small} == {"T4"}
     code, output, _ = gpuyard("gpus", "--fits", "Qwen/Qwen3-8B")
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
