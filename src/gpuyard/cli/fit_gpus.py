@@ -34,11 +34,14 @@ def tell_fitting(model: str, provider: str | None, as_json: bool) -> None:
 
 
 def runs_not(gpu: str, version: str) -> list[Finding]:
-    """Why this vLLM does not run on this GPU, whatever the memory."""
+    """Why this vLLM does not run on this GPU, whatever the memory. A version that no row has is not judged."""
     catalog = load_catalog()
     # What keeps a version from running does not depend on the day.
     judge = Judge(catalog, "2026-01-01")
-    found = judge.findings(names.combination(catalog, {"gpu": gpu, "engine": f"vllm=={version}"}))
+    try:
+        found = judge.findings(names.combination(catalog, {"gpu": gpu, "engine": f"vllm=={version}"}))
+    except names.UnknownError:
+        return []
     return [finding for finding in found if finding.level == "red" and finding.kind == "works"]
 
 

@@ -80,7 +80,10 @@ def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batc
     rows = 1 if shape.multimodal and engine.first_rank_samples else batch.max_num_seqs
     logits = rows * shape.vocab / GIB
     wide = _forward(shape, forward, batch, tensor) / GIB
-    sampler = [size * logits + forward.sampler_hiddens * hidden for size in engine.sampler_bytes]
+    experts = any(layer.experts for layer in shape.layers) and engine.keeps_expert_buffers
+    kept = forward.sampler_hiddens * hidden
+    kept += batch.max_num_batched_tokens * _routed(shape, tensor) * 2 / GIB if experts else 0.0
+    sampler = [size * logits + kept for size in engine.sampler_bytes]
     encoder = [count * hidden for count in forward.encoder_hiddens] if shape.multimodal else (0.0, 0.0, 0.0)
     low, likely, high = (
         max(wide * spread, held) + forward.base_gib + seen
@@ -94,14 +97,19 @@ def _forward(shape: Shape, forward: Forward, batch: Batch, tensor: int) -> float
     widest = 0.0
     for experts in {layer.experts for layer in shape.layers}:
         if experts and shape.experts:
-            mix = shape.experts
-            inner = mix.intermediate / tensor
-            # Two buffers for every expert of a token: gate and up or the output, whichever is wider; and the product.
-            width = mix.per_token * (max(2 * inner, shape.hidden) + inner) + 3 * mix.shared_intermediate / tensor
+            width = _routed(shape, tensor) + 3 * shape.experts.shared_intermediate / tensor
         else:
             width = forward.intermediates * shape.intermediate / tensor
         widest = max(widest, width)
     return batch.max_num_batched_tokens * (widest + forward.hiddens * shape.hidden) * 2
+
+
+def _routed(shape: Shape, tensor: int) -> float:
+    """Elements of the buffers of a mixture of experts, for each token: gate and up or the output; and the product."""
+    if shape.experts is None:
+        return 0.0
+    inner = shape.experts.intermediate / tensor
+    return shape.experts.per_token * (max(2 * inner, shape.hidden) + inner)
 
 
 def non_torch(tables: MemoryTables, version: str, tensor: int, nvlink: bool) -> Term:
