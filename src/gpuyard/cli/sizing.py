@@ -62,7 +62,7 @@ def plan(
             market=load_market(),
             instances=load_instances(),
             rooms=CatalogRooms(catalog, load_memory(), load_shapes()),
-            today=datetime.now(UTC).date().isoformat(),
+            today=_today(),
             measured=measured,
         )
         if choose:
@@ -78,6 +78,10 @@ def plan(
             tell(made, page)
         if made.verdict == "red":
             raise typer.Exit(FINDINGS)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _spec_text(fleet: Fleet) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from gpuyard.plan.judge import Judge
@@ -11,7 +11,7 @@ from gpuyard.plan.sizing.cost import dip, node_price
 from gpuyard.plan.sizing.figures import Ground, ground_of
 from gpuyard.plan.sizing.findings import refuse_unknown
 from gpuyard.plan.sizing.givens import Givens
-from gpuyard.plan.sizing.seats import Seat, seat, seats_of
+from gpuyard.plan.sizing.seats import SIZES, Seat, seat, seats_of
 from gpuyard.plan.sizing.throughput import throughput
 from gpuyard.plan.sizing.traffic import inside
 from gpuyard.spec.errors import RefusedError
@@ -62,6 +62,7 @@ def _best(
     own = tuple(
         seat(item.index, free_of(item.model), item.engine, givens.rooms, pool.gpu, pool.gpus_per_node) for item in busy
     )
+    own = _widened(ground, givens, own, pool.gpu, pool.gpus_per_node)
     spare = int(ground.value("spare_nodes"))
     rates = _rates(ground, pool.gpu, pool.gpus_per_node, own)
     serving = max(pool.nodes - spare, 1)
@@ -78,17 +79,34 @@ def _best(
     # A price that its owner states is of his machine alone.
     if pool.machine is None or pool.machine.usd_per_hour is None:
         for other in candidates(fleet, ground, givens, judge, pool, price, busy):
-            rates = _rates(ground, other.instance.gpu, other.instance.gpus, other.seats)
-            if other.able and other.cost and (rates or not any(load.values())):
+            if not other.able or not other.cost:
+                continue
+            row = other.instance
+            seats = _widened(ground, givens, other.seats, row.gpu, row.gpus)
+            rates = _rates(ground, row.gpu, row.gpus, seats)
+            if rates or not any(load.values()):
                 nodes = _nodes(load, rates, spare)
-                row = other.instance
-                choices.append(_Choice(row.gpu, row.gpus, row.instance, other.seats, nodes, other.cost.value * nodes))
+                choices.append(_Choice(row.gpu, row.gpus, row.instance, seats, nodes, other.cost.value * nodes))
     if not choices:
         names = ", ".join(item.model.name for item in busy)
         why = "no machine of the catalog that has a price here holds them"
         change = "choose another region, quantised models, or fewer models in one pool"
         raise RefusedError("PLAN-NOTHING-FITS", f"pools[{index}] with {names}", why, change)
     return min(choices, key=lambda choice: (choice.usd_per_hour is None, choice.usd_per_hour or 0.0, choice.gpus))
+
+
+def _widened(ground: Ground, givens: Givens, seats: tuple[Seat, ...], gpu: str, gpus: int) -> tuple[Seat, ...]:
+    """A model alone on its nodes gets the size at which a node answers most: more room for requests, or more copies."""
+    if len(seats) != 1 or not seats[0].room or not seats[0].room.fits:
+        return seats
+    (first,) = seats
+    sizes = [first]
+    for size in SIZES:
+        room = givens.rooms.room(first.model, first.engine, gpu, size) if first.size < size <= gpus else None
+        if room and room.fits:
+            sizes.append(replace(first, size=size, room=room))
+    best = max(sizes, key=lambda item: (_rates(ground, gpu, gpus, (item,)).get(first.model.name, 0.0), -item.size))
+    return (best,)
 
 
 def _rates(ground: Ground, gpu: str, gpus: int, seats: tuple[Seat, ...]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from html import escape
 from gpuyard.plan.sizing.figures import Figure, number
 from gpuyard.plan.sizing.parts import ModelPlan, PoolPlan
 from gpuyard.plan.sizing.plan import Plan
-from gpuyard.plan.sizing.plots import COLOURS, break_even_plot, cost_against_utilisation, memory_bar
+from gpuyard.plan.sizing.plots import COLOURS, api_colour, break_even_plot, cost_against_utilisation, memory_bar
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #1c2430 }
@@ -159,7 +159,7 @@ def _money(plan: Plan, model: ModelPlan) -> str:
     made = "<h3>Money</h3>" + _table(("what", "figure"), [(name, _figure(figure)) for name, figure in figures])
     utilisation = next(item.figure.value for item in plan.assumptions if item.name == "utilisation")
     if money.usd_per_mtok.value:
-        made += cost_against_utilisation(model, utilisation)
+        made += cost_against_utilisation(model, utilisation) + _api_key(model)
     if not money.break_even:
         return made
     pays = {True: "yes", False: "no", None: "perhaps"}
@@ -174,7 +174,7 @@ def _money(plan: Plan, model: ModelPlan) -> str:
         for item in money.break_even
     ]
     head = ("API", "it asks", "fleet costs less from", "of what it can serve", "pays as planned")
-    plot = break_even_plot(model) if money.usd_per_mtok.value else ""
+    plot = break_even_plot(model) + _api_key(model) if money.usd_per_mtok.value else ""
     return f"{made}<h3>Break-even</h3>{_table(head, rows)}{plot}"
 
 
@@ -184,6 +184,13 @@ def _key(model: ModelPlan) -> str:
         f'<span style="background:{COLOURS[index % len(COLOURS)]}"></span>{escape(part.name)} {number(part.gib)} GiB'
         for index, part in enumerate(model.memory.parts)
     )
+    return f'<p class="key">{told}</p>'
+
+
+def _api_key(model: ModelPlan) -> str:
+    told = f'<span style="background:{COLOURS[0]}"></span>this fleet'
+    for index, item in enumerate(model.money.break_even if model.money else ()):
+        told += f'<span style="background:{api_colour(index)}"></span>{escape(item.api)}'
     return f'<p class="key">{told}</p>'
 
 

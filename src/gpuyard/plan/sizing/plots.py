@@ -59,7 +59,7 @@ def cost_against_utilisation(model: ModelPlan, utilisation: float) -> str:
     body = frame.polygon(band) + frame.line(curve, "#4878a8")
     body += frame.upright(utilisation, f"planned {utilisation:.0%}")
     for index, (api, level) in enumerate(levels):
-        body += frame.level(level, api, COLOURS[(index + 1) % len(COLOURS)], index)
+        body += frame.level(level, api, api_colour(index))
     return frame.svg(
         title, body, "utilisation", "USD/Mtok", [(share / 10, f"{share * 10}%") for share in range(0, 11, 2)]
     )
@@ -78,13 +78,20 @@ def break_even_plot(model: ModelPlan) -> str:
     frame = _Frame(least, most * 1.5, max(min(prices) * least, month / 1e3), top, log_x=True)
     body = frame.line([(volumes[0], month), (volumes[-1], month)], "#4878a8")
     body += frame.upright(money.mtok_per_month.value, "served as planned")
+    all_of_it = money.break_even[0].mtok_per_month.value / money.break_even[0].share_of_capacity.value
+    body += frame.upright(all_of_it, "all it can serve", lower=True)
     for index, item in enumerate(money.break_even):
-        colour = COLOURS[(index + 1) % len(COLOURS)]
+        colour = api_colour(index)
         line = [(volume, volume * item.usd_per_mtok.value) for volume in volumes]
         body += frame.line([point for point in line if frame.bottom <= point[1] <= frame.top], colour)
         body += frame.dot(item.mtok_per_month.value, month, colour, f"{item.api}: {item.mtok_per_month}")
     ticks = [(10.0**power, number(10.0**power)) for power in range(ceil(log10(least)), floor(log10(most * 1.5)) + 1)]
     return frame.svg(f"USD a month of {model.name} by volume", body, "Mtok a month", "USD/month", ticks)
+
+
+def api_colour(index: int) -> str:
+    """The colour of an API's line, in both plots and in their key."""
+    return COLOURS[(index + 1) % len(COLOURS)]
 
 
 class _Frame:
@@ -114,19 +121,18 @@ class _Frame:
     def polygon(self, points: Points) -> str:
         return f'<polygon points="{self.points(points)}" fill="#4878a8" fill-opacity="0.18"/>'
 
-    def upright(self, x: float, told: str) -> str:
+    def upright(self, x: float, told: str, *, lower: bool = False) -> str:
         at = self.x(x)
         return (
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="#1c2430" '
-            f'stroke-dasharray="3 2"/><text x="{at + 4:.1f}" y="{_TOP + 10}">{escape(told)}</text>'
+            f'stroke-dasharray="3 2"/><text x="{at + 4:.1f}" y="{_TOP + (24 if lower else 10)}">{escape(told)}</text>'
         )
 
-    def level(self, y: float, told: str, colour: str, index: int) -> str:
+    def level(self, y: float, told: str, colour: str) -> str:
         at = self.y(y)
         return (
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{colour}">'
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{colour}" stroke-width="2">'
             f"<title>{escape(f'{told}: {number(y)} USD/Mtok')}</title></line>"
-            f'<text x="{_LEFT + 6 + 90 * (index % 3)}" y="{at - 3:.1f}" fill="{colour}">{escape(told[:34])}</text>'
         )
 
     def dot(self, x: float, y: float, colour: str, told: str) -> str:

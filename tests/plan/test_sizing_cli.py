@@ -1,0 +1,132 @@
+"""`gpuyard plan` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from gpuyard.cli import main, sizing
+
+PROJECT = Path(__file__).parents[2]
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gpuyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.setattr(sizing, "_today", lambda: "2026-11-29")
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gpuyard", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        told = capsys.readouterr()
+        return int(exit_.value.code or 0), told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def prod(tmp_path: Path) -> Path:
+    (tmp_path / "fleets").mkdir()
+    return Path(shutil.copy(PROJECT / "fleets/prod.yaml", tmp_path / "fleets/prod.yaml"))
+
+
+def test_the_fleet_of_the_project_is_planned_in_80_columns(gpuyard: Command, prod: Path) -> None:
+    code, out, _ = gpuyard("plan", prod)
+    assert code == 0
+    tables = out.partition("assumed, not stated")[0].splitlines()
+    assert tables and max(map(len, tables)) <= 80
+    for title in (
+        "Nodes",
+        "Models",
+        "Considered for pool large",
+        "Tensor parallelism",
+        "Cold start",
+        "Bill",
+        "Break-even",
+    ):
+        assert any(line.startswith(title) for line in tables), title
+    assert "fleet prod is amber as planned on 2026-11-29" in out
+
+
+def test_the_lab_is_planned_and_costs_nothing(gpuyard: Command) -> None:
+    code, out, _ = gpuyard("plan", PROJECT / "fleets/lab.yaml", "--json")
+    plan = json.loads(out)
+    assert (code, plan["verdict"], plan["bill"]["usd_per_hour"]["value"]) == (0, "green", 0)
+
+
+def test_json_is_what_the_committed_schema_says(gpuyard: Command, prod: Path) -> None:
+    schema = json.loads((PROJECT / "schemas/plan.schema.json").read_text())
+    _, told, _ = gpuyard("schema", "plan")
+    assert json.loads(told) == schema, "run `gpuyard schema plan -o schemas/plan.schema.json`"
+    _, out, _ = gpuyard("plan", prod, "--json")
+    jsonschema.validate(json.loads(out), schema)
+
+
+def test_a_page_is_written_where_it_is_asked_for(gpuyard: Command, prod: Path, tmp_path: Path) -> None:
+    code, out, _ = gpuyard("plan", prod, "--html", tmp_path / "plan.html")
+    assert code == 0 and f"page: {tmp_path / 'plan.html'}" in out
+    assert (tmp_path / "plan.html").read_text().startswith("<!doctype html>")
+    code, _, err = gpuyard("plan", prod, "--html", tmp_path / "no/plan.html")
+    assert code == 3 and err.startswith("CLI-WRITE")
+
+
+def test_red_findings_are_exit_code_1(gpuyard: Command, prod: Path) -> None:
+    prod.write_text(prod.read_text().replace("tensor_parallel_size: 2, data_parallel_size: 4, quantization: fp8, ", ""))
+    code, out, _ = gpuyard("plan", prod)
+    assert code == 1 and "set models[0].vllm.tensor_parallel_size to 2" in out
+
+
+def test_a_measurement_is_read_and_a_wrong_one_refused(gpuyard: Command, prod: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps({"model": "llama-8b", "tokens_per_second": 8000.0}))
+    _, out, _ = gpuyard("plan", prod, "--json", "--bench", bench)
+    model = json.loads(out)["models"][1]
+    # One node of the two serves, with four copies.
+    assert (model["throughput"]["basis"], model["throughput"]["tokens_per_second"]["value"]) == ("measured", 2000)
+    for text in ("{}", "[1]", "no json", json.dumps({"model": "nobody", "tokens_per_second": 1.0})):
+        bench.write_text(text)
+        code, _, err = gpuyard("plan", prod, "--bench", bench)
+        assert code == 3 and err.startswith("PLAN-BENCH"), text
+    bench.write_text(json.dumps({"model": "llama-8b", "tokens_per_second": 0}))
+    assert gpuyard("plan", prod, "--bench", bench)[0] == 3
+    assert gpuyard("plan", prod, "--bench", tmp_path / "none.json")[0] == 3
+
+
+def test_a_chosen_fleet_is_written_planned_and_checked(gpuyard: Command, prod: Path) -> None:
+    spec = prod.with_name("chosen.yaml")
+    code, out, _ = gpuyard("plan", prod, "--choose", "--spec", spec, "--json")
+    assert code == 0
+    _, again, _ = gpuyard("plan", spec, "--json")
+    assert json.loads(again)["bill"] == json.loads(out)["bill"]
+    assert json.loads(out)["bill"]["usd_per_hour"]["value"] <= 196.7
+
+
+def test_a_hub_s_model_is_checked_and_the_lock_says_what_it_lacks(gpuyard: Command) -> None:
+    code, out, _ = gpuyard("check", PROJECT / "fleets/prod.yaml")
+    assert code == 0 and "PLAN-MANIFEST [amber]: models[0].source" in out
+    code, _, err = gpuyard("lock", PROJECT / "fleets/prod.yaml")
+    assert code == 3 and err.startswith("PLAN-MANIFEST [red]")
+    assert not (PROJECT / "fleets/prod.lock.yaml").exists()
+
+
+def test_bad_input_is_refused_by_name(gpuyard: Command, prod: Path) -> None:
+    text = prod.read_text()
+    for old, new, rule in (
+        ("instance: p5.48xlarge", "instance: p5.48xlarg", "PLAN-INSTANCE"),
+        ("tier: s3-standard", "tier: s3-standart", "PLAN-STORAGE"),
+        ("openai/gpt-4o-mini", "openai/gpt-4o-min", "PLAN-API"),
+    ):
+        prod.write_text(text.replace(old, new))
+        code, out, _ = gpuyard("plan", prod, "--json")
+        assert code == 3 and json.loads(out)["refused"]["rule"] == rule
+    prod.write_text(text.replace("utilisation: 0.35", "utilisation: 1.2"))
+    code, _, err = gpuyard("plan", prod)
+    assert code == 1 and "SPEC-VALUE: planning.utilisation" in err
