@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jsonschema
 import pytest
 
 from gpuyard.cli import main, sizing
+from gpuyard.plan.sizing.rules import RULES
 
 PROJECT = Path(__file__).parents[2]
 
@@ -115,6 +117,16 @@ def test_a_hub_s_model_is_checked_and_the_lock_says_what_it_lacks(gpuyard: Comma
     code, _, err = gpuyard("lock", PROJECT / "fleets/prod.yaml")
     assert code == 3 and err.startswith("PLAN-MANIFEST [red]")
     assert not (PROJECT / "fleets/prod.lock.yaml").exists()
+
+
+def test_every_rule_of_a_plan_is_explained(gpuyard: Command) -> None:
+    code = "".join(path.read_text() for path in (PROJECT / "src/gpuyard/plan/sizing").glob("*.py"))
+    used = set(re.findall(r'"((?:SIZE|COST|POWER)-[A-Z-]+|FIT-UNKNOWN)"(?!:)', code))
+    assert used == set(RULES)
+    for rule in RULES:
+        assert f"`{rule}`" in (PROJECT / "docs/plan.md").read_text(), rule
+    _, out, _ = gpuyard("explain", "size-link")
+    assert out.startswith("SIZE-LINK: tensor parallelism loses no more tokens/s")
 
 
 def test_bad_input_is_refused_by_name(gpuyard: Command, prod: Path) -> None:

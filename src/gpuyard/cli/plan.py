@@ -27,6 +27,7 @@ from gpuyard.plan.reports import judged
 from gpuyard.plan.resolve import PlanError, World, resolve
 from gpuyard.plan.resolve import check as check_fleet
 from gpuyard.plan.rules import RULES
+from gpuyard.plan.sizing.rules import RULES as PLAN_RULES
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
@@ -172,9 +173,13 @@ def explain(rule: Annotated[str, typer.Argument(metavar="RULE-ID")], as_json: As
     """Say what a rule is, why, where it comes from, and an example that passes and one that fails."""
     with refusals_told(as_json):
         found = RULES.get(rule.upper())
+        if planned := PLAN_RULES.get(rule.upper()):
+            told = {"rule": rule.upper(), "says": planned.says, "reason": planned.reason}
+            answer(as_json, told, f"{rule.upper()}: {planned.says}\n  why: {planned.reason}\n  told by: gpuyard plan")
+            return
         if found is None:
-            near = names.nearest(rule.upper(), RULES)
-            known = f"known are {', '.join(RULES)}"
+            near = names.nearest(rule.upper(), (*RULES, *PLAN_RULES))
+            known = f"known are {', '.join((*RULES, *PLAN_RULES))}"
             raise RefusedError("EXPLAIN-RULE", f"the rule {rule}", known, f"did you mean {near}?")
         judge = Judge(load_catalog(), _today())
         fits, fails = (

@@ -150,11 +150,14 @@ class _Frame:
             f'<text x="{self.x(at):.1f}" y="{floor_at + 16}" text-anchor="middle">{escape(told)}</text>'
             for at, told in ticks
         )
-        powers = range(ceil(log10(self.bottom)), floor(log10(self.top)) + 1)
+        powers = range(floor(log10(self.bottom)), floor(log10(self.top)) + 1)
+        # With many decades each has one mark, with few also its 2 and 5.
+        steps = (1, 2, 5) if len(powers) <= 3 else (1,)
+        levels = [step * 10.0**power for power in powers for step in steps]
         marks += "".join(
             f'<line x1="{_LEFT - 4}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#e3e7ed"/>'
             f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{told}</text>'
-            for at, told in ((self.y(10.0**power), number(10.0**power)) for power in powers)
+            for at, told in ((self.y(level), number(level)) for level in levels if self.bottom <= level <= self.top)
         )
         axes = f"{_LEFT},{_TOP} {_LEFT},{floor_at} {_WIDTH - _RIGHT},{floor_at}"
         return (
