@@ -120,6 +120,12 @@ bench-plan: ## plan 1,000 nodes and 50 models with other machines considered: ti
 	@tools/setup venv
 	@. ./activate && python tools/bench_plan.py
 
+.PHONY: bench-fit
+bench-fit: SPECS = 10000
+bench-fit: ## hold `gpuyard fit` against the planners of four vLLMs on SPECS random models, and beside other calculators
+	@tools/setup venv locked-engines
+	@. ./activate && nice python tools/bench_fit.py --specs $(SPECS)
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

@@ -1,9 +1,9 @@
 """Hold `gpuyard fit` against vLLM's own planner, against published starts, and beside other calculators.
 
-    python tools/bench_fit.py [--specs 10000] [--cases FILE.csv] [--record FILE.json]
+    python tools/bench_fit.py [--specs 10000] [--versions 0.11.0 …] [--cases FILE.csv] [--record FILE.json]
 
 Random sets of layers go to the planning functions of each vLLM below and to ours: blocks, tokens and concurrency must
-be the same. With --cases, published starts are scored in both tracks, and beside the formulas of other calculators.
+be the same. Published starts are scored beside the formulas of other calculators.
 The last line has all figures. Exit code 1 for a mismatch.
 """
 
@@ -19,8 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from gpuyard.catalog.memory import load_memory
+from gpuyard.cli.fit_cases import errors_of, predict_all, read_rows
+from gpuyard.cli.models import known_shape
 from gpuyard.plan.memory.budget import engine_row
 from gpuyard.plan.memory.kv import CannotPlanError, Spec, plan
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools.fit_rivals import beside
 
 PROJECT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("GPUYARD_CACHE", Path.home() / ".cache/gpuyard"))
@@ -191,11 +196,30 @@ def asked(version: str, cases: list[dict]) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def scored(path: Path) -> dict[str, object]:
+    """Published starts of tier A, with the printed weights: ours, and the formulas of others."""
+    rows = read_rows(path)
+    errors = errors_of(rows, predict_all(rows, path.parent), path.parent)
+    figures: dict[str, object] = {}
+    for half in ("fitted", "scored"):
+        own = [e for e in errors if (e.track, e.half, e.prediction.row.get("tier")) == ("weights", half, "A")]
+        for name, told in beside(own, known_shape).items():
+            print(
+                f"{half:>6} {name:<24} {told['cases']} starts: median {told['median']:.1%}, worst {told['worst']:.1%}"
+            )
+            figures |= {
+                f"{half}_{name}_median": round(told["median"], 4),
+                f"{half}_{name}_worst": round(told["worst"], 4),
+            }
+    return figures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--specs", type=int, default=10_000)
     parser.add_argument("--versions", nargs="+", default=[*FROM_WHEEL, *INSTALLED])
     parser.add_argument("--record", type=Path, help="write the cases and vLLM's answers to this file")
+    parser.add_argument("--cases", type=Path, default=PROJECT / "tests/plan/memory/starts.csv")
     options = parser.parse_args()
     figures: dict[str, object] = {"specs": options.specs}
     recorded: dict[str, object] = {"seed": SEED, "answers": {}}
@@ -216,6 +240,8 @@ def main() -> int:
         recorded["answers"] |= {version: theirs}
     if options.record:
         options.record.write_text(json.dumps(recorded))
+    if options.cases:
+        figures |= scored(options.cases)
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
     return 1 if wrong else 0
 
