@@ -75,6 +75,7 @@ def node_of(name: str, found: Mapping[str, Any]) -> Node:
         state=found["upgrade_begun"]["note"]["state"],
         serves=any(row["status"].startswith("UP") for row in seen(name, found)),
         domain=str(found.get("failure_domain", "")),
+        stays_out=bool(found["upgrade_begun"]["note"]["drained_before"]),
     )
 
 

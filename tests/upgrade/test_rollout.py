@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_nodes_that_are_out_already_count_and_come_last() -> None:
 def test_what_would_leave_nobody_is_refused(nodes: int, policy: dict[str, Any], rule: str) -> None:
     with pytest.raises(UpgradeError, match=rule):
         plan(fleet(nodes), **policy)
+
+
+def test_a_pool_of_two_goes_on_though_the_node_that_was_begun_is_out_until_it_is_ended() -> None:
+    """Rehearsed: its operator was killed with the first node empty, and the same command was refused."""
+    begun = Node("p0-0", "p0", "driver-install-required", serves=False)
+    nodes = [begun, Node("p0-1", "p0", "upgrade-required")]
+    there = Fleet(2, {"p0": 1})
+    assert [wave.nodes for wave in waves(nodes, there, Policy())] == [("p0-0",), ("p0-1",)]
+    load = [Model("m", "p0", 100, 64)]
+    with pytest.raises(UpgradeError, match=r"1 of 2 nodes out, 1 are left.*64 seats each: 64"):
+        refuse_overload(waves(nodes, there, Policy()), nodes, there, load, Policy())
+    # One that somebody else had taken out is not opened when it is done, and then the other one is the last.
+    nodes[0] = replace(begun, stays_out=True)
+    with pytest.raises(UpgradeError, match=r"UPGRADE-DOWNTIME: p0-1 is the only node"):
+        waves(nodes, there, Policy())
 
 
 def test_with_consent_a_fleet_of_one_is_upgraded() -> None:

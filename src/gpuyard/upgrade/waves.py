@@ -42,6 +42,8 @@ class Node:
     """Whether the gateways send it requests."""
     domain: str = ""
     """What fails together: a zone, a rack, a power feed."""
+    stays_out: bool = False
+    """Somebody else had taken it out before it was begun, so it is not opened when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     apart = [node for node in waiting if not node.serves]
     waiting = [node for node in waiting if node.serves]
     limit = max(limit - len(apart), 1)
+    serving = _serving_then(nodes, fleet)
     found: list[Wave] = []
     # What was begun is out already, however many there are.
     if going:
@@ -124,7 +127,7 @@ def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
         chosen: list[Node] = []
         taken: Counter[str] = Counter()
         for node in waiting:
-            room = policy.accept_downtime or taken[node.pool] < max(fleet.serving[node.pool] - 1, 1)
+            room = policy.accept_downtime or taken[node.pool] < max(serving[node.pool] - 1, 1)
             if len(chosen) < limit and room and (not chosen or node.domain == chosen[0].domain):
                 chosen.append(node)
                 taken[node.pool] += 1
@@ -136,13 +139,22 @@ def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     return found
 
 
+def _serving_then(nodes: Sequence[Node], fleet: Fleet) -> Counter[str]:
+    """Nodes that serve when what was begun has been ended, by pool: it is, before anything else is touched."""
+    back = (
+        node.pool for node in nodes if node.state not in (*DONE, *NOT_BEGUN) and not node.serves and not node.stays_out
+    )
+    return Counter(fleet.serving) + Counter(back)
+
+
 def _refuse_last_ones(found: Sequence[Wave], nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> None:
     if policy.accept_downtime:
         return
     by_name = {node.name: node for node in nodes}
+    serving = _serving_then(nodes, fleet)
     for wave in found:
         for pool, count in Counter(by_name[name].pool for name in wave.nodes if by_name[name].serves).items():
-            if count >= fleet.serving[pool] and wave.name != "begun":
+            if count >= serving[pool] and wave.name != "begun":
                 alone = f"{wave.nodes[0]} is the only node of pool {pool} that serves"
                 why = "its models would have no node meanwhile"
                 change = "bring another node of the pool up first, or consent with -e upgrade_accept_downtime=true"
@@ -153,10 +165,11 @@ def refuse_overload(
     found: Sequence[Wave], nodes: Sequence[Node], fleet: Fleet, models: Sequence[Model], policy: Policy
 ) -> None:
     """Raises UpgradeError where the nodes that stay in service cannot take the requests of now, with the arithmetic."""
-    serving = {node.name: node.pool for node in nodes if node.serves}
+    pools = {node.name: node.pool for node in nodes if node.serves}
+    serving = _serving_then(nodes, fleet)
     for model in models:
-        total = fleet.serving.get(model.pool, 0)
-        out = max((sum(serving.get(name) == model.pool for name in wave.nodes) for wave in found), default=0)
+        total = serving[model.pool]
+        out = max((sum(pools.get(name) == model.pool for name in wave.nodes) for wave in found), default=0)
         if model.seats is None or not out or policy.accept_downtime:
             continue
         left = total - out
