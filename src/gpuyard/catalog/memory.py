@@ -93,6 +93,20 @@ class Forward(Row):
     """Low and high of weights that come from the config alone, as shares."""
 
 
+class OtherEngine(Row):
+    """Bounds for an engine whose planning is not reckoned, as documented."""
+
+    engine: Literal["sglang", "tensorrt-llm"]
+    fraction: Range
+    of_free: bool
+    """The fraction is of what is free once weights and buffers are there; else of the whole, with the weights in it."""
+    taken_gib: Range
+    """Buffers and libraries."""
+    block_size: int
+    memory_per_weights: float
+    """Rule of thumb: memory that a model needs, by its weights."""
+
+
 class ModelShape(Row):
     """A model whose config.json is known."""
 
@@ -105,6 +119,7 @@ class MemoryTables(Closed):
     non_torch: tuple[NonTorch, ...]
     quantizations: tuple[Quantization, ...]
     forward: tuple[Forward, ...]
+    others: tuple[OtherEngine, ...]
 
     def tables(self) -> dict[str, tuple[Row, ...]]:
         return {f"memory.{name}": getattr(self, name) for name in MemoryTables.model_fields}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,16 @@ from gpuyard.cli.models import model_shape
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer
 from gpuyard.plan import names
+from gpuyard.plan.memory.bounds import bound, refuse_training
 from gpuyard.plan.memory.budget import board_of
 from gpuyard.plan.memory.fit import NEWEST, Fit, Settings
 from gpuyard.plan.memory.fit import fit as fit_on
 from gpuyard.spec.errors import RefusedError
+
+
+class Training(StrEnum):
+    FULL = "full"
+    LORA = "lora"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,13 +48,18 @@ def fit(
     block_size: Annotated[int | None, typer.Option("--block-size")] = None,
     kv_cache_memory_bytes: Annotated[int | None, typer.Option("--kv-cache-memory-bytes")] = None,
     num_speculative_tokens: Annotated[int, typer.Option("--num-speculative-tokens")] = 0,
-    engine: Annotated[str, typer.Option("--engine", help="vllm==VERSION.")] = f"vllm=={NEWEST}",
+    engine: Annotated[
+        str, typer.Option("--engine", help="vllm==VERSION; sglang or tensorrt-llm: bounds.")
+    ] = f"vllm=={NEWEST}",
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
     weights_gib: Annotated[
         float | None, typer.Option("--weights-gib", help="Weights on one GPU, as an engine printed them.")
     ] = None,
     cases: Annotated[
         Path | None, typer.Option("--cases", help="A CSV file of starts, e.g. published ones: all at once, and scored.")
+    ] = None,
+    fine_tuning: Annotated[
+        Training | None, typer.Option("--fine-tuning", help="full or lora: refused, with what it takes at the least.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")] = False,
 ) -> None:
@@ -58,8 +70,12 @@ def fit(
             return
         if model is None or gpu is None:
             raise typer.BadParameter("name a --model and a --gpu, or --cases")
+        shape, board = model_shape(model), board_of(names.gpu(load_catalog(), gpu))
+        if fine_tuning:
+            raise refuse_training(shape, board, fine_tuning)
+        other = next((row for row in load_memory().others if row.engine == engine), None)
         settings = Settings(
-            engine=_version(engine),
+            engine=NEWEST if other else _version(engine),
             tensor_parallel_size=tp,
             pipeline_parallel_size=pp,
             dtype=dtype,
@@ -75,9 +91,10 @@ def fit(
             num_speculative_tokens=num_speculative_tokens,
             weights_gib=weights_gib,
         )
-        board = board_of(names.gpu(load_catalog(), gpu))
-        done = fit_on(model_shape(model), board, settings, load_memory())
-        unable = runs_not(board.name, settings.engine)
+        if other:
+            done, unable = bound(shape, board, settings, other, load_memory()), []
+        else:
+            done, unable = fit_on(shape, board, settings, load_memory()), runs_not(board.name, settings.engine)
         done = replace(done, findings=(*unable, *done.findings))
         answer(as_json, done.as_dict(), _told(done))
         if unable or not done.fits:
@@ -87,8 +104,17 @@ def fit(
 def _version(word: str) -> str:
     distribution, equals, version = word.partition("==")
     if distribution != "vllm" or not equals:
-        raise RefusedError("FIT-ENGINE", f"engine {word}", "it is told as vllm==VERSION", f"e.g. vllm=={NEWEST}")
+        raise RefusedError(
+            "FIT-ENGINE",
+            f"engine {word}",
+            "it is told as vllm==VERSION, sglang or tensorrt-llm",
+            f"e.g. vllm=={NEWEST}",
+        )
     return version
+
+
+def _engine(done: Fit) -> str:
+    return f"vLLM {done.engine}" if done.engine[:1].isdigit() else done.engine
 
 
 def _told(done: Fit) -> str:
@@ -101,7 +127,7 @@ def _told(done: Fit) -> str:
     between = f"{done.kv_cache_gib_low:.2f} to {done.kv_cache_gib_high:.2f} in 90 % of starts"
     verdict = "fits" if done.surely else "likely fits" if done.fits else "does not fit"
     lines = [
-        f"{done.model} on {count}{done.gpu}, vLLM {done.engine}, max-model-len {done.max_model_len}",
+        f"{done.model} on {count}{done.gpu}, {_engine(done)}, max-model-len {done.max_model_len}",
         line("asked for", done.requested_gib, asked),
         line("weights", -done.weights_gib),
         line("activations", -done.activation_gib, batch),

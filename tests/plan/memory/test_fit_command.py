@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuyard.catalog.memory import load_memory
 from gpuyard.cli import main
+from gpuyard.cli.models import known_shape
+from gpuyard.plan.memory.budget import Board
+from gpuyard.plan.memory.fit import Settings, fit
 
 STARTS = Path(__file__).parent / "starts.csv"
 Command = Callable[..., tuple[int, str, str]]
@@ -133,3 +137,29 @@ def test_gpus_that_a_model_fits_on(gpuyard: Command) -> None:
     code, output, _ = gpuyard("gpus", "--fits", "Qwen/Qwen3-8B")
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("engine", "factor"), [("sglang", 1.25), ("tensorrt-llm", 1.35)])
+def test_other_engines_have_documented_bounds(gpuyard: Command, engine: str, factor: float) -> None:
+    """A model of 20 GB needs about 25 GB in vLLM and 27 GB in TensorRT-LLM."""
+    code, output, _ = gpuyard("fit", *LLAMA, "--engine", engine, "--weights-gib", 20, "--json")
+    told = json.loads(output)
+    assert (code, told["engine"]) == (0, engine)
+    assert told["kv_cache_gib_low"] < told["kv_cache_gib"] < told["kv_cache_gib_high"]
+    assert f"is {20 * factor:.1f} GiB" in told["findings"][0]["have"]
+
+
+def test_a_model_of_20_gb_starts_on_25_gb_with_a_short_context() -> None:
+    shape, tables = known_shape("meta-llama/Llama-3.1-8B-Instruct"), load_memory()
+    settings = Settings(weights_gib=20e9 / 2**30, max_model_len=8192)
+    for gigabytes, fits in ((23, False), (25, True)):
+        memory = gigabytes * 1e9 / 2**30
+        assert fit(shape, Board("a card", (memory, memory, memory), False), settings, tables).fits is fits
+
+
+@pytest.mark.parametrize(("method", "gib", "gpus"), [("full", "120", 2), ("lora", "16", 1)])
+def test_training_is_refused_with_a_bound(gpuyard: Command, method: str, gib: str, gpus: int) -> None:
+    code, _, errors = gpuyard("fit", *LLAMA, "--fine-tuning", method)
+    assert (code, errors.partition(":")[0]) == (3, "FIT-TRAINING")
+    assert f"at least {gib} GiB" in errors
+    assert f"{gpus} x H100-SXM5-80GB" in errors

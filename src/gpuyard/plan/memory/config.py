@@ -25,6 +25,20 @@ _ALIASES = {
 _LINEAR = ("linear_attention", "mamba", "mamba2", "gated_delta_net", "kda", "linear", "recurrent", "gdn")
 
 
+# A config.json leaves out what its class in transformers has by default. Those that published ones rely on.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+                    "max_position_embeddings": 131_072, "sliding_window": 4096},
+    "llama": {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "num_attention_heads": 32,
+              "vocab_size": 32_000, "max_position_embeddings": 2048},
+    "mistral": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "vocab_size": 32_000, "max_position_embeddings": 131_072},
+    "phi3": {"vocab_size": 32_064},
+    "gemma2": {"head_dim": 256, "sliding_window": 4096},
+    "gemma": {"head_dim": 256},
+}  # fmt: skip
+
+
 def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """The shape that a config.json tells. Raises RefusedError: FIT-CONFIG names the field and what would pass."""
     text = _text(config)
@@ -127,7 +141,10 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part that speaks of the language model."""
     for key in ("text_config", "llm_config", "language_config"):
         if isinstance(config.get(key), Mapping):
-            return {**config, **config[key]}
+            inner = cast("Mapping[str, Any]", config[key])
+            # Only a part of a larger model is as short as to rely on its class: elsewhere a missing field is a mistake.
+            own = _DEFAULTS.get(str(inner.get("model_type")), {})
+            return {**own, **config, **inner}
     thinker = config.get("thinker_config")
     return _text(cast("Mapping[str, Any]", thinker)) if isinstance(thinker, Mapping) else config
 

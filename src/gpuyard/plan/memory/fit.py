@@ -102,7 +102,7 @@ def fit(shape: Shape, board: Board, settings: Settings, tables: MemoryTables) ->
     Raises RefusedError for settings that no start can have (FIT-TP, FIT-CONTEXT, FIT-UTILIZATION, …). What starts but
     has no room is no refusal: `fits` is false, and a finding names the smallest change that would pass.
     """
-    _refuse(shape, settings)
+    checked(shape, settings)
     done, ranks, engine, batch = _reckon(shape, board, settings, tables)
     found = _doubts(done, shape, settings, engine)
     if not done.fits:
@@ -185,8 +185,8 @@ def quantization_of(tables: MemoryTables, shape: Shape, told: str | None) -> Qua
     raise RefusedError("FIT-QUANTIZATION", f"quantization {method}", "its bytes per weight are not known", change)
 
 
-def _refuse(shape: Shape, settings: Settings) -> None:
-    """What no start can have."""
+def checked(shape: Shape, settings: Settings) -> None:
+    """Raises RefusedError for what no start can have."""
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
     if tensor < 1 or shape.heads % tensor:
         fitting = [size for size in range(1, shape.heads + 1) if shape.heads % size == 0]
