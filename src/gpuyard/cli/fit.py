@@ -113,21 +113,33 @@ def _version(word: str) -> str:
     return version
 
 
-def _engine(done: Fit) -> str:
-    return f"vLLM {done.engine}" if done.engine[:1].isdigit() else done.engine
+def _bounds_told(done: Fit) -> str:
+    lines = [
+        f"{done.model} on {done.gpus} x {done.gpu}, {done.engine}, max-model-len {done.max_model_len}",
+        f"  weights {done.weights_gib:.2f} GiB; KV cache between {done.kv_cache_gib_low:.2f} and"
+        f" {done.kv_cache_gib_high:.2f} GiB, one request {done.needed_gib:.2f}",
+        *(f"  {finding}" for finding in done.findings),
+        _verdict(done),
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(done: Fit) -> str:
+    return "fits" if done.surely else "likely fits" if done.fits else "does not fit"
 
 
 def _told(done: Fit) -> str:
     def line(what: str, gib: float, note: str = "") -> str:
         return f"  {what:<22}{gib:>9.2f} GiB  {note}".rstrip()
 
+    if not done.engine[:1].isdigit():
+        return _bounds_told(done)
     count = f"{done.gpus} x " if done.gpus > 1 else ""
     asked = f"{done.gpu_memory_utilization:g} of {done.memory_gib:.2f} GiB"
     batch = f"{done.max_num_seqs} sequences, {done.max_num_batched_tokens} tokens in a batch"
     between = f"{done.kv_cache_gib_low:.2f} to {done.kv_cache_gib_high:.2f} in 90 % of starts"
-    verdict = "fits" if done.surely else "likely fits" if done.fits else "does not fit"
     lines = [
-        f"{done.model} on {count}{done.gpu}, {_engine(done)}, max-model-len {done.max_model_len}",
+        f"{done.model} on {count}{done.gpu}, vLLM {done.engine}, max-model-len {done.max_model_len}",
         line("asked for", done.requested_gib, asked),
         line("weights", -done.weights_gib),
         line("activations", -done.activation_gib, batch),
@@ -138,6 +150,6 @@ def _told(done: Fit) -> str:
         f" {done.max_model_len}: {done.needed_gib:.2f} GiB",
         f"  {done.max_concurrency:.2f} requests of max-model-len at once",
         *(f"  {finding}" for finding in done.findings),
-        verdict,
+        _verdict(done),
     ]
     return "\n".join(lines)
