@@ -110,6 +110,11 @@ bench-resume: ## try RUNS random histories of crashes in the model of a fleet, a
 	@tools/setup venv
 	@. ./activate && GPUYARD_HISTORIES=$(RUNS) pytest -q -s tests/upgrade/test_histories.py
 
+.PHONY: bench-answers
+bench-answers: RUNS = 200
+bench-answers: setup ## ask the answer gate RUNS times of engines that did not change, under other users' load: no alarm may be raised
+	@. ./activate && GPUYARD_ANSWER_ROUNDS=$(RUNS) pytest -q -s tests/contract/test_answer_gate.py
+
 .PHONY: bench-lock
 bench-lock: ## lock 1,000 nodes and 50 models, beside the lab's fleet: time and memory
 	@tools/setup venv
