@@ -13,6 +13,7 @@ from gpuyard.catalog import load_catalog
 from gpuyard.catalog.memory import load_memory
 from gpuyard.cli.fit_cases import tell_cases
 from gpuyard.cli.fit_gpus import runs_not
+from gpuyard.cli.fit_learned import learn
 from gpuyard.cli.models import model_shape
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import answer
@@ -58,6 +59,12 @@ def fit(
     cases: Annotated[
         Path | None, typer.Option("--cases", help="A CSV file of starts, e.g. published ones: all at once, and scored.")
     ] = None,
+    learned: Annotated[
+        Path | None, typer.Option("--learned", help="A CSV file of starts of your own, to narrow the interval by.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="The log of such a start: read back, compared, kept in --learned.")
+    ] = None,
     fine_tuning: Annotated[
         Training | None, typer.Option("--fine-tuning", help="full or lora: refused, with what it takes at the least.")
     ] = None,
@@ -96,6 +103,8 @@ def fit(
         else:
             done, unable = fit_on(shape, board, settings, load_memory()), runs_not(board.name, settings.engine)
         done = replace(done, findings=(*unable, *done.findings))
+        if learned is not None or log is not None:
+            done = learn(done, learned, log, enforce_eager, kv_cache_dtype)
         answer(as_json, done.as_dict(), _told(done))
         if unable or not done.fits:
             raise typer.Exit(FINDINGS)
