@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import _read, load_catalog, load_instances, load_market, numbers
+from gpuyard.catalog import _read, load_catalog, load_instances, numbers
+from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.catalog.rows import Row
 from gpuyard.lab.packages import recipes

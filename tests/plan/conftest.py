@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gpuyard.catalog import load_catalog, load_instances, load_market
+from gpuyard.catalog import load_catalog, load_instances
+from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.plan.sizing.givens import Givens
 from gpuyard.plan.sizing.room import CatalogRooms

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuyard.catalog import load_market
-from gpuyard.catalog.market import ApiPrice
+from gpuyard.catalog.market import ApiPrice, load_market
 from gpuyard.plan.sizing.cost import Line, bill, break_even, dip, served, shares
 from gpuyard.plan.sizing.figures import Figure, Ground
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gpuyard.catalog import load_instances, load_market
+from gpuyard.catalog import load_instances
+from gpuyard.catalog.market import load_market
 from gpuyard.plan.sizing.cold_start import cache, starts
 from gpuyard.plan.sizing.figures import GIB, Figure, Ground, number
 from gpuyard.plan.sizing.power import power
@@ -124,19 +125,39 @@ def test_published_benchmarks_lie_within_what_is_reckoned(
     assert not told.verified
 
 
+def told(
+    base: Ground, model: Shape, measured: Measured | None = None, gpu: str = "H100-SXM5-80GB", size: int = 2
+) -> tuple[str, Figure]:
+    found = throughput(
+        base,
+        model,
+        gpu=gpu,
+        size=size,
+        held=lambda mix: int(200_000 / (mix.value("input_tokens") + mix.value("output_tokens"))),
+        path=inside(base, gpu, size),
+        measured=measured,
+        copies=4,
+    )
+    assert found
+    return found.basis, found.tokens_per_second
+
+
 def test_a_measurement_goes_before_a_published_figure_and_that_before_what_is_reckoned() -> None:
-    base = ground()
-    path = inside(base, "H100-SXM5-80GB", 2)
+    base = ground(input_tokens=155, output_tokens=294)
+    basis, figure = told(base, LLAMA_70B_FP8, Measured(20000, "bench.json"))
+    assert (basis, figure.value, figure.verified) == ("measured", 5000, True)
+    basis, figure = told(base, LLAMA_70B_FP8)  # the one under a limit on latency, not the offline one
+    assert (basis, figure.value) == ("published", 21433.25 / 4)
+    basis, figure = told(base, replace(LLAMA_70B_FP8, name="nobody/knows"))
+    assert (basis, figure.verified) == ("reckoned", False)
 
-    def told(measured: Measured | None, model: Shape = LLAMA_70B_FP8) -> tuple[str, float, bool]:
-        found = throughput(base, model, gpu="H100-SXM5-80GB", size=2, batch=64, path=path, measured=measured, copies=4)
-        assert found
-        return found.basis, found.tokens_per_second.value, found.tokens_per_second.verified
 
-    assert told(Measured(20000, "bench.json")) == ("measured", 5000, True)
-    assert told(None) == ("published", 21433.25 / 4, True)  # the one under a limit on latency, not the offline one
-    basis, _, verified = told(None, replace(LLAMA_70B_FP8, name="nobody/knows"))
-    assert (basis, verified) == ("reckoned", False)
+def test_a_published_figure_of_short_prompts_is_not_taken_for_long_ones() -> None:
+    short, long = ground(input_tokens=8, output_tokens=100), ground(input_tokens=800, output_tokens=100)
+    _, own = told(short, BLOOM, gpu="A100-SXM4-80GB", size=8)
+    _, moved = told(long, BLOOM, gpu="A100-SXM4-80GB", size=8)
+    assert own.value == 1449.3 and own.verified
+    assert moved.value < own.value / 2 and not moved.verified and "reckoned at 800 + 100 tokens" in moved.how
 
 
 # --- cold start --------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,6 +18,8 @@ from gpuyard.plan.sizing.plan import Plan, plan_of, plan_schema_text
 from gpuyard.plan.sizing.throughput import Measured
 from gpuyard.spec.fleet import Fleet
 from tests.plan.conftest import planned_fleet
+
+PROJECT = Path(__file__).parents[2]
 
 LARGE = {"name": "large", "nodes": 3, "gpu": "H100-SXM5-80GB", "gpus_per_node": 8}
 LLAMA = {
@@ -148,8 +152,22 @@ FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"planning": {"purchase": "capacity-block"}}, "COST-OLD-PRICE", "amber", "usd_per_hour"),
     ({"planning": {"cold_start_seconds": 5.0}}, "SIZE-COLD-START", "red", "cold_start_seconds"),
     ({"models": [{**model(tensor_parallel_size=4), "peak_tokens_per_second": 1e6}]}, "SIZE-LOAD", "red", "copies"),
+    (
+        {
+            "models": [{**model(tensor_parallel_size=2, data_parallel_size=4), "peak_tokens_per_second": 17e3}],
+            "planning": {},
+        },
+        "SIZE-LOAD-UPGRADE",
+        "amber",
+        "outside of the peak",
+    ),
     ({"models": [model(tensor_parallel_size=4)]}, "COST-THROUGHPUT", "amber", "bench load"),
-    ({"models": [{**LLAMA, "source": "hf:nobody/knows@main"}]}, "FIT-UNKNOWN", "amber", "catalog"),
+    (
+        {"models": [{**LLAMA, "source": "hf:meta-llama/Llama-3.1-70B@main"}]},
+        "FIT-UNKNOWN",
+        "amber",
+        "did you mean meta-llama/Llama-3.1-70B-Instruct?",
+    ),
 ]
 
 
@@ -171,6 +189,8 @@ def test_tensor_parallelism_over_pcie_is_told_where_it_costs_much(givens: Givens
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"pools": [{**LARGE, "gpu": "H100-SXM-80GB"}]}, "PLAN-GPU", "H100-SXM5-80GB"),
+    ({"engines": [{"name": "vllm", "distribution": "vllm", "version": "0.11.9"}]}, "PLAN-ENGINE", "0.11."),
     ({"pools": [{**LARGE, "machine": {"instance": "p5.48xlarg"}}]}, "PLAN-INSTANCE", "p5.48xlarge"),
     ({"pools": [{**LARGE, "machine": {"instance": "g6e.48xlarge"}}]}, "PLAN-INSTANCE", "L40S"),
     ({"planning": {"storage": {"tier": "s3-standart"}}}, "PLAN-STORAGE", "s3-standard"),
@@ -202,6 +222,30 @@ def test_own_hosts_cost_what_their_owner_says(givens: Givens) -> None:
     assert plan.bill.usd_per_hour.value == 35 and plan.bill.usd_per_month.value == 25_550
     money = plan.models[0].money
     assert money and money.break_even[0].mtok_per_month.value == pytest.approx(25_550 / 0.2625)
+
+
+def test_nothing_in_the_plan_can_ask_a_clock_a_file_the_network_or_the_environment() -> None:
+    allowed = {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "datetime",
+        "html",
+        "json",
+        "math",
+        "re",
+        "typing",
+        "pydantic",
+    }
+    for path in (PROJECT / "src/gpuyard/plan/sizing").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+        named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert {name.partition(".")[0] for name in named} - {"gpuyard"} <= allowed, path.name
+        called = {
+            node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and hasattr(node.func, "attr")
+        }
+        assert not called & {"now", "today", "utcnow", "open", "read_text", "write_text", "getenv"}, path.name
 
 
 def test_what_the_plan_alone_reads_makes_no_lock_stale() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from gpuyard.catalog.market import Market
 from gpuyard.catalog.rows import (
     Advisory,
     Dcgm,
@@ -68,12 +67,6 @@ def load_catalog() -> Catalog:
 def load_instances() -> tuple[Instance, ...]:
     """The machines of cloud providers; apart, because no lock needs them."""
     return TypeAdapter(tuple[Instance, ...]).validate_json(json.dumps(_read("instances")))
-
-
-@cache
-def load_market() -> Market:
-    """Prices, speeds and watts; apart, because no lock needs them."""
-    return Market.model_validate_json(json.dumps({name: _read(name) for name in Market.model_fields}))
 
 
 # The tables are our own and large, and every command reads them: libyaml, which PyYAML has, is ten times as fast as the

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gpuyard.catalog import _read  # pyright: ignore[reportPrivateUsage]
 from gpuyard.catalog.rows import Row
 from gpuyard.spec.closed import Closed, GpuName
 from gpuyard.spec.planning import Purchase
@@ -166,3 +169,9 @@ class Market(Closed):
     def tables(self) -> dict[str, tuple[Row, ...]]:
         """Every table of rows by its name."""
         return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+@cache
+def load_market() -> Market:
+    """Prices, speeds and watts as they come with gpuyard."""
+    return Market.model_validate_json(json.dumps({name: _read(name) for name in Market.model_fields}))

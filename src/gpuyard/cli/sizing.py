@@ -44,7 +44,8 @@ def plan(
 ) -> None:
     """Reckon what a fleet needs and costs: memory, network, cold start, power, money; exit 1 if something is red."""
     # Its many models take longer to import than most of our commands take to run.
-    from gpuyard.catalog import load_catalog, load_instances, load_market
+    from gpuyard.catalog import load_catalog, load_instances
+    from gpuyard.catalog.market import load_market
     from gpuyard.catalog.memory import load_memory, load_shapes
     from gpuyard.cli.sizing_tables import tell
     from gpuyard.plan.sizing.chosen import chosen

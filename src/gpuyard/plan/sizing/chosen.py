@@ -37,7 +37,7 @@ def chosen(fleet: Fleet, givens: Givens) -> Fleet:
     fits.
     """
     ground = ground_of(fleet, givens.market)
-    refuse_unknown(fleet, givens.market, givens.instances)
+    refuse_unknown(fleet, givens)
     judge = Judge(givens.catalog, givens.today)
     pools: list[Pool] = []
     models = {model.name: model for model in fleet.models}
@@ -115,7 +115,7 @@ def _rates(ground: Ground, gpu: str, gpus: int, seats: tuple[Seat, ...]) -> dict
     for item in seats:
         path = inside(ground, gpu, item.size)
         fast = item.shape and throughput(
-            ground, item.shape, gpu=gpu, size=item.size, batch=item.batch(ground), path=path, measured=None, copies=1
+            ground, item.shape, gpu=gpu, size=item.size, held=item.batch, path=path, measured=None, copies=1
         )
         if fast:
             found[item.model.name] = fast.tokens_per_second.value * _copies(item, gpus, len(seats)) * (1 - dip(ground))

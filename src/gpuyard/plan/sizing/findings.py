@@ -6,23 +6,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 
-from gpuyard.catalog.market import Market
-from gpuyard.catalog.rows import Instance, Severity
+from gpuyard.catalog.rows import Severity
 from gpuyard.plan import names
 from gpuyard.plan.judge import Finding
 from gpuyard.plan.sizing.cost import NodePrice
 from gpuyard.plan.sizing.figures import Ground, number
+from gpuyard.plan.sizing.givens import Givens
 from gpuyard.plan.sizing.parts import ModelPlan, PoolPlan
+from gpuyard.plan.sizing.room import Rooms
 from gpuyard.plan.sizing.seats import Seat
 from gpuyard.spec.fleet import Fleet
 
 _ARITHMETIC = "the plan's own arithmetic, shown with each figure"
 
 
-def refuse_unknown(fleet: Fleet, market: Market, instances: Sequence[Instance]) -> None:
+def refuse_unknown(fleet: Fleet, givens: Givens) -> None:
     """Raises UnknownError where the fleet names what no table has."""
-    known = {row.instance: row for row in instances}
+    market, known = givens.market, {row.instance: row for row in givens.instances}
+    for engine in fleet.engines:
+        if engine.version:
+            names.engine(givens.catalog, engine.distribution, engine.version)
     for index, pool in enumerate(fleet.pools):
+        names.gpu(givens.catalog, pool.gpu)
         named = pool.machine.instance if pool.machine else None
         if named is None:
             continue
@@ -51,12 +56,12 @@ def refuse_unknown(fleet: Fleet, market: Market, instances: Sequence[Instance]) 
 
 
 def of_pool(
-    fleet: Fleet, ground: Ground, index: int, pool: PoolPlan, seats: Sequence[Seat], price: NodePrice, today: str
+    fleet: Fleet, ground: Ground, givens: Givens, index: int, pool: PoolPlan, seats: Sequence[Seat], price: NodePrice
 ) -> Iterator[Finding]:
     """What is to be said of a pool's nodes and of who sits on them."""
     where = f"pools[{index}]"
     for seat in seats:
-        yield from _of_seat(pool, seat)
+        yield from _of_seat(givens.rooms, pool, seat)
     if pool.gpus_used > pool.gpus_per_node:
         change = f"move a model to another pool, or set {where}.gpus_per_node to {pool.gpus_used} or more"
         have = f"models that take {pool.gpus_used} GPUs of a node with {pool.gpus_per_node}"
@@ -87,16 +92,16 @@ def of_pool(
         if throttled and throttled.value:
             change += f", or cap the GPUs' power at {throttled.value:.0%} of their limit"
         yield _finding("POWER-RACK", "red", where, have, need, change, verified=margin.verified)
-    yield from _of_price(ground, where, pool, price, today)
+    yield from _of_price(ground, where, pool, price, givens.today)
 
 
-def _of_seat(pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
+def _of_seat(rooms: Rooms, pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
     where = f"models[{seat.index}]"
     if not seat.gpus:
         return
     if seat.shape is None or seat.room is None:
         have = f"{seat.model.source} on {pool.gpu}, of which the catalog has no shape"
-        change = "plan a model of the catalog, or add a row with its source"
+        change = f"did you mean {rooms.nearest(seat.model)}? Or add a row with its source to model_shapes.yaml"
         yield _finding("FIT-UNKNOWN", "amber", where, have, "layers, hidden size and weights", change, verified=False)
         return
     if seat.chosen_by == "chosen" and seat.size > 1 and seat.room.fits:
@@ -139,7 +144,7 @@ def of_model(fleet: Fleet, ground: Ground, model: ModelPlan) -> Iterator[Finding
         yield _finding("COST-THROUGHPUT", "amber", where, have, "a measurement", change, verified=False)
     peak, money = spec.peak_tokens_per_second, model.money
     if peak and money:
-        yield from _of_load(where, peak, model)
+        yield from _of_load(where, peak, model, spare=ground.value("spare_nodes") >= 1)
 
 
 def _of_start(ground: Ground, where: str, model: ModelPlan) -> Iterator[Finding]:
@@ -157,7 +162,7 @@ def _of_start(ground: Ground, where: str, model: ModelPlan) -> Iterator[Finding]
     yield _finding("SIZE-COLD-START", level, where, have, f"{goal} s at most", change, verified=False)
 
 
-def _of_load(where: str, peak: float, model: ModelPlan) -> Iterator[Finding]:
+def _of_load(where: str, peak: float, model: ModelPlan, *, spare: bool) -> Iterator[Finding]:
     assert model.money  # noqa: S101 - the caller has asked
     capacity = model.money.tokens_per_second_capacity
     low, high = capacity.low or capacity.value, capacity.high or capacity.value
@@ -168,7 +173,7 @@ def _of_load(where: str, peak: float, model: ModelPlan) -> Iterator[Finding]:
         change = f"serve it with {copies} copies instead of {model.copies}"
         need = f"{number(peak)} tokens/s at the peak"
         yield _finding("SIZE-LOAD", level, where, f"capacity of {capacity}", need, change, verified=capacity.verified)
-    elif peak > capacity.value * (1 - model.data_parallel_size / model.copies):
+    elif not spare and peak > capacity.value * (1 - model.data_parallel_size / model.copies):
         have = f"{number(capacity.value)} tokens/s, and a node less while it is upgraded"
         change = f"serve it with {copies + model.data_parallel_size} copies, or upgrade outside of the peak"
         need = f"{number(peak)} tokens/s at the peak"

@@ -58,7 +58,7 @@ def plan_of(fleet: Fleet, givens: Givens) -> Plan:
     """The plan. Raises UnknownError where the fleet names a machine, a tier or an API that no table has."""
     ground = ground_of(fleet, givens.market)
     judge = Judge(givens.catalog, givens.today)
-    said.refuse_unknown(fleet, givens.market, givens.instances)
+    said.refuse_unknown(fleet, givens)
     pools: list[PoolPlan] = []
     models: list[ModelPlan] = []
     findings: list[Finding] = []
@@ -102,7 +102,7 @@ def plan_of(fleet: Fleet, givens: Givens) -> Plan:
         models += found
         weights += gib
         lines += _pool_lines(pool, price, watts)
-        findings += said.of_pool(fleet, ground, index, plan, seats, price, givens.today)
+        findings += said.of_pool(fleet, ground, givens, index, plan, seats, price)
     lines += other_lines(fleet, ground, weights, known=False)
     total = bill(lines, ground)
     models = [_with_money(fleet, ground, givens.market, model, pools, models, total) for model in models]
@@ -171,7 +171,7 @@ def _model(
             shape,
             gpu=pool.gpu,
             size=size,
-            batch=batch,
+            held=seat.batch,
             path=path,
             measured=givens.measured.get(model.name),
             copies=max(seat.copies * serving, 1),

@@ -10,6 +10,7 @@ from typing import Protocol
 from gpuyard.catalog import Catalog, numbers
 from gpuyard.catalog.memory import MemoryTables, ModelShape
 from gpuyard.catalog.rows import EngineRelease
+from gpuyard.plan import names
 from gpuyard.plan.judge import Finding
 from gpuyard.plan.memory.budget import board_of
 from gpuyard.plan.memory.config import shape_of
@@ -85,6 +86,10 @@ class Rooms(Protocol):
         """Why not even the weights have room, without reckoning the rest; None: they may."""
         ...
 
+    def nearest(self, model: Model) -> str:
+        """The known model whose name is closest."""
+        ...
+
 
 @dataclass(slots=True)
 class CatalogRooms:
@@ -120,8 +125,11 @@ class CatalogRooms:
         change = "take more GPUs for each copy, larger ones or a quantised model"
         return Finding("FIT-MEMORY", "red", model.name, have, "room for its weights", change, _SOURCE, True)
 
+    def nearest(self, model: Model) -> str:
+        return names.nearest(_repository(model), [row.model for row in self.shapes])
+
     def _whole(self, model: Model) -> Whole | None:
-        name = model.source.removeprefix("hf:").partition("@")[0]
+        name = _repository(model)
         if name not in self._wholes:
             row = next((row for row in self.shapes if row.model == name), None)
             self._wholes[name] = (
@@ -188,6 +196,10 @@ class CatalogRooms:
             return Room(None, (told,))
         findings = tuple(replace(item, change=_flags(item.change), have=_flags(item.have)) for item in done.findings)
         return Room(_memory(done), findings)
+
+
+def _repository(model: Model) -> str:
+    return model.source.partition(":")[2].partition("@")[0]
 
 
 def release_of(catalog: Catalog, engine: Engine) -> EngineRelease | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gpuyard.plan.judge import Finding
@@ -45,10 +45,17 @@ class Seat:
 def seats_of(fleet: Fleet, pool: Pool, rooms: Rooms) -> list[Seat]:
     """The models of a pool on its own GPUs, in the order of the file."""
     engines = {engine.name: engine for engine in fleet.engines}
-    return [
+    found = [
         seat(index, model, engines[model.engine], rooms, pool.gpu, pool.gpus_per_node)
         for index, model in enumerate(fleet.models)
         if model.pool == pool.name
+    ]
+    # What does not fit is shown in full where it is asked for.
+    return [
+        replace(item, room=rooms.room(item.model, item.engine, pool.gpu, item.size))
+        if item.room and not item.room.memory
+        else item
+        for item in found
     ]
 
 
@@ -63,16 +70,18 @@ def seat(index: int, model: Model, engine: Engine, rooms: Rooms, gpu: str, gpus:
     if size := model.vllm.tensor_parallel_size:
         return Seat(index, model, engine, shape, rooms.room(model, engine, gpu, size), size, copies, "spec", ())
     tried: list[tuple[int, Finding]] = []
+    last: Room | None = None
     for size in SIZES:
         if size * copies > gpus:
             break
         if heavy := rooms.too_heavy(model, gpu, size):
             tried.append((size, heavy))
+            last = Room(None, (heavy,))
             continue
         room = rooms.room(model, engine, gpu, size)
         if room is None or room.fits:
             return Seat(index, model, engine, shape, room, size, copies, "chosen", tuple(tried))
         tried.append((size, room.red))
+        last = room
     widest = tried.pop()[0] if tried else 1
-    room = rooms.room(model, engine, gpu, widest)
-    return Seat(index, model, engine, shape, room, widest, copies, "default", tuple(tried))
+    return Seat(index, model, engine, shape, last, widest, copies, "default", tuple(tried))

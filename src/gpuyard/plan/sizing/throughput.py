@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gpuyard.catalog.market import GpuSpeed
+from gpuyard.catalog.market import Throughput as Benchmark
 from gpuyard.plan.sizing.figures import GB, GIB, Figure, Ground, number
 from gpuyard.plan.sizing.traffic import Path, tensor_seconds
 from gpuyard.spec.closed import Closed
@@ -64,17 +66,21 @@ def throughput(
     *,
     gpu: str,
     size: int,
-    batch: int,
+    held: Callable[[Ground], int],
     path: Path,
     measured: Measured | None,
     copies: int,
 ) -> Throughput | None:
-    """None where nobody measured and the catalog does not know the GPU's speed."""
+    """None where nobody measured and the catalog does not know the GPU's speed.
+
+    `held`: requests that run at once, by the mean tokens of a request.
+    """
     if measured:
         how = f"gpuyard bench load, {measured.where}: {number(measured.tokens_per_second)} tokens/s / {copies} copies"
         value = measured.tokens_per_second / copies
         figure = Figure(value=value, unit="tokens/s", how=how, verified=True)
         return Throughput(basis="measured", tokens_per_second=figure)
+    speed = next((row for row in ground.market.gpu_speeds if row.gpu == gpu), None)
     rows = [
         row
         for row in ground.market.throughputs
@@ -84,18 +90,38 @@ def throughput(
     if rows:
         # A figure under a limit on latency is what users get; offline ones come after it.
         row = sorted(rows, key=lambda row: row.kind == "offline")[0]
-        how = (
-            f"{number(row.output_tokens_per_second)} tokens/s / {row.copies} copies, {row.engine}, {row.kind}, "
-            f"{row.as_of}: {row.source}"
-        )
-        value = row.output_tokens_per_second / row.copies
-        return Throughput(
-            basis="published", tokens_per_second=Figure(value=value, unit="tokens/s", how=how, verified=row.verified)
-        )
-    speed = next((row for row in ground.market.gpu_speeds if row.gpu == gpu), None)
+        figure = _published(ground, shape, row, speed, held, path)
+        return Throughput(basis="published", tokens_per_second=figure)
+    batch = held(ground)
     if speed is None or batch < 1:
         return None
     return Throughput(basis="reckoned", tokens_per_second=reckoned(ground, shape, speed, size, batch, path))
+
+
+def _published(
+    ground: Ground, shape: Shape, row: Benchmark, speed: GpuSpeed | None, held: Callable[[Ground], int], path: Path
+) -> Figure:
+    """A published figure, from its own mix of prompts and answers to the fleet's."""
+    value = row.output_tokens_per_second / row.copies
+    how = (
+        f"{number(row.output_tokens_per_second)} tokens/s / {row.copies} copies, {row.engine}, {row.kind}, "
+        f"{row.as_of}: {row.source}"
+    )
+    if row.input_tokens is None or row.output_tokens is None or speed is None:
+        how += "; its mix of prompts and answers is not told"
+        return Figure(value=value, unit="tokens/s", how=how, verified=False)
+    mix = {"input_tokens": row.input_tokens, "output_tokens": row.output_tokens}
+    asked, given = ground.value("input_tokens"), ground.value("output_tokens")
+    if (asked, given) == (row.input_tokens, row.output_tokens):
+        return Figure(value=value, unit="tokens/s", how=how, verified=row.verified)
+    theirs = replace(ground, stated={**ground.stated, **mix})
+    size = row.tensor_parallel_size
+    there, here = (reckoned(each, shape, speed, size, max(held(each), 1), path).value for each in (theirs, ground))
+    how += (
+        f"; x {here / there:.3g}: {number(here)} tokens/s reckoned at {number(asked)} + {number(given)} tokens / "
+        f"{number(there)} at its {number(row.input_tokens)} + {number(row.output_tokens)}"
+    )
+    return Figure(value=value * here / there, unit="tokens/s", how=how, verified=False)
 
 
 def reckoned(ground: Ground, shape: Shape, speed: GpuSpeed, size: int, batch: int, path: Path) -> Figure:
