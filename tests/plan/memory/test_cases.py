@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuyard.catalog import load_catalog
 from gpuyard.cli.fit_cases import errors_of, predict_all, read_rows
@@ -77,6 +79,22 @@ def test_a_row_that_cannot_be_reckoned_says_why_and_the_others_are() -> None:
     assert [one.done is None for one in told] == [True, True, False, True, True, True]
     rules = [one.reason.partition(":")[0] for one in told if one.done is None]
     assert rules == ["FIT-MODEL", "FIT-GPU", "FIT-TP", "FIT-CONFIG", "FIT-UTILIZATION"]
+
+
+cells = st.one_of(
+    st.text(max_size=6),
+    st.integers(-5, 10**19).map(str),
+    st.floats().map(str),
+    st.sampled_from(["1e9", "0", "-", "n/a", "0.9 (x)"]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from(INPUTS[2:]), cells, max_size=6))
+def test_no_cell_brings_it_down(changes: dict[str, str]) -> None:
+    row = {"model": "Qwen/Qwen3-0.6B", "gpu": "T4", **changes, "config": ""}
+    told = predict_all([row], STARTS.parent)[0]
+    assert told.done is not None or told.reason.startswith("FIT-")
 
 
 def test_measured_weights_are_an_input_of_their_own() -> None:

@@ -124,6 +124,7 @@ def test_a_config_with_a_missing_or_absurd_field_is_refused_by_name(field: str, 
         (Settings(gpu_memory_utilization=0.0), "FIT-UTILIZATION", "take e.g. 0.9"),
         (Settings(max_num_seqs=0), "FIT-VALUE", "leave it out for the default"),
         (Settings(dtype="bfloat1"), "FIT-DTYPE", "did you mean bfloat16?"),
+        (Settings(kv_cache_dtype="fp9"), "FIT-KV-DTYPE", "did you mean fp8?"),
         (Settings(quantization="awk"), "FIT-QUANTIZATION", "did you mean awq? Or give --weights-gib"),
         (Settings(engine="0.5.4"), "FIT-ENGINE", "take 0.6.0 to 0.33.0"),
         (Settings(weights_gib=-1), "FIT-VALUE", "take what the engine printed"),
@@ -183,6 +184,22 @@ def test_key_value_heads_are_not_cut() -> None:
         fit(LLAMA, H100, Settings(tensor_parallel_size=size), TABLES).bytes_per_block for size in (1, 2, 4, 8, 16)
     ]
     assert per_block == [2097152, 1048576, 524288, 262144, 262144]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_per_head"),
+    [
+        ("auto", 256),
+        ("fp8", 128),
+        ("fp8_e4m3", 128),
+        ("int8_per_token_head", 132),
+        ("fp8_per_token_head", 132),
+        ("nvfp4", 72),
+    ],
+)
+def test_a_quantised_cache_counts_its_scales(dtype: str, bytes_per_head: int) -> None:
+    done = fit(LLAMA, H100, Settings(kv_cache_dtype=dtype, max_model_len=4096), TABLES)
+    assert done.bytes_per_block == 32 * 16 * 2 * 8 * bytes_per_head
 
 
 def test_latent_attention_is_whole_on_every_rank() -> None:

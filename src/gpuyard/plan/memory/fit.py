@@ -21,7 +21,7 @@ from gpuyard.plan.memory.budget import (
     non_torch,
 )
 from gpuyard.plan.memory.kv import Blocks, CannotPlanError, Spec, plan
-from gpuyard.plan.memory.layers import CacheSettings, ranks_of
+from gpuyard.plan.memory.layers import KV_DTYPES, CacheSettings, ranks_of
 from gpuyard.plan.memory.shape import Shape
 from gpuyard.plan.memory.weights import DTYPE_BYTES, weights_of
 from gpuyard.spec.errors import RefusedError
@@ -221,6 +221,10 @@ def checked(shape: Shape, settings: Settings) -> None:
         why = f"known are {', '.join(DTYPE_BYTES)}"
         change = f"did you mean {names.nearest(settings.dtype, DTYPE_BYTES)}?"
         raise RefusedError("FIT-DTYPE", f"--dtype {settings.dtype}", why, change)
+    if settings.kv_cache_dtype not in KV_DTYPES:
+        why = f"known are {', '.join(KV_DTYPES)}"
+        change = f"did you mean {names.nearest(settings.kv_cache_dtype, KV_DTYPES)}?"
+        raise RefusedError("FIT-KV-DTYPE", f"--kv-cache-dtype {settings.kv_cache_dtype}", why, change)
     if not (numbers(settings.engine) and numbers(OLDEST) <= numbers(settings.engine)):
         why = f"its planning is known from {OLDEST} on"
         raise RefusedError("FIT-ENGINE", f"vllm {settings.engine}", why, f"take {OLDEST} to {NEWEST}")

@@ -8,6 +8,11 @@ from gpuyard.plan.memory.kv import Spec
 from gpuyard.plan.memory.shape import Layer, Linear, Shape
 from gpuyard.plan.memory.weights import DTYPE_BYTES, stage_layers
 
+KV_DTYPES = (
+    "auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla", "fp8_per_token_head", "int8",
+    "int8_per_token_head", "nvfp4",
+)  # fmt: skip
+"""Of --kv-cache-dtype, as far as their bytes are known."""
 _KERNEL_TOKENS = 16  # blocks of attention are a multiple of this where they grow to the page of a state
 
 
