@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from gpuyard.catalog.memory import load_memory
+from gpuyard.plan.memory.budget import Board
 from gpuyard.plan.memory.config import shape_of
+from gpuyard.plan.memory.fit import Settings, fit
 from gpuyard.plan.memory.shape import Shape
 from gpuyard.plan.memory.weights import weights_of
 
@@ -114,6 +117,19 @@ def test_a_part_of_a_larger_model_has_what_its_class_has_by_default() -> None:
             None,
             (),
         ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "nvfp4-pack-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 16}}},
+            },
+            "nvfp4",
+            4,
+            16,
+            (),
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", None, None, ()),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt", None, None, ()),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", 4, None, ()),
     ],
 )
@@ -122,6 +138,23 @@ def test_how_its_files_are_quantised(
 ) -> None:
     shape = shape_of({**BASE, "quantization_config": own}, "a model")
     assert (shape.quantization, shape.bits, shape.group, shape.unquantized) == (method, bits, group, kept)
+
+
+def test_a_cache_that_the_files_were_calibrated_for_is_taken_unless_another_is_told() -> None:
+    own = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8},
+           "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}  # fmt: skip
+    board, tables = Board("a card", (40.0, 40.0, 40.0), False), load_memory()
+    plain, calibrated = shape_of(BASE, "plain"), shape_of({**BASE, "quantization_config": own}, "calibrated")
+    sizes = [
+        fit(shape, board, Settings(kv_cache_dtype=dtype), tables).bytes_per_block
+        for shape, dtype in ((plain, "auto"), (calibrated, "auto"), (calibrated, "bfloat16"))
+    ]
+    assert sizes[0] == sizes[2] == 2 * sizes[1]
+
+
+def test_the_dense_layers_may_be_listed() -> None:
+    own = {"num_experts": 8, "moe_intermediate_size": 512, "mlp_layer_types": ["dense"] + ["sparse"] * 11}
+    assert [layer.experts for layer in shape_of({**BASE, **own}, "a model").layers] == [False] + [True] * 11
 
 
 def test_stages_of_a_pipeline_share_the_layers_and_the_ends() -> None:

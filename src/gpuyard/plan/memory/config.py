@@ -60,6 +60,9 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     step = reader.number("decoder_sparse_step") or reader.number("interleave_moe_layer_step") or 1
     listed = cast("object", text.get("mlp_only_layers"))
     dense = [item for item in cast("list[Any]", listed) if _whole(item)] if isinstance(listed, list) else []
+    told = cast("object", text.get("mlp_layer_types"))
+    if isinstance(told, list):
+        dense += [index for index, kind in enumerate(cast("list[Any]", told)) if kind == "dense"]
     layers = tuple(
         Layer(
             mixer=mixer,
@@ -96,6 +99,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         bits=bits,
         group=group,
         unquantized=unquantized,
+        cache_dtype=_cache_dtype(config, text),
         extra_params=sum(_tower(tower, hidden) for tower in towers),
         multimodal=bool(towers),
         source="its config.json",
@@ -174,6 +178,11 @@ def _latent(reader: _Reader) -> Latent | None:
     )
 
 
+def _state_dtype(reader: _Reader) -> str:
+    """Of the recurrent state, where a family has its own whatever the file tells."""
+    return "float32" if str(reader.config.get("model_type", "")).startswith("qwen3_5") else "auto"
+
+
 def _linear(reader: _Reader) -> Linear | None:
     value_heads = reader.number("linear_num_value_heads")
     if value_heads:
@@ -183,7 +192,7 @@ def _linear(reader: _Reader) -> Linear | None:
             key_dim=reader.number("linear_key_head_dim") or 128,
             value_dim=reader.number("linear_value_head_dim") or 128,
             convolution=reader.number("linear_conv_kernel_dim") or 4,
-            state_bytes=4 if reader.config.get("mamba_ssm_dtype") == "float32" else 2,
+            state_bytes=4 if reader.config.get("mamba_ssm_dtype", _state_dtype(reader)) == "float32" else 2,
         )
     state = reader.number("mamba_d_state") or reader.number("ssm_state_size") or reader.number("state_size")
     if not state:
@@ -211,7 +220,7 @@ def _experts(reader: _Reader, config: Mapping[str, Any]) -> Experts | None:
         intermediate = reader.number("intermediate_size") or intermediate
     if not intermediate:
         raise reader.refused("moe_intermediate_size", "it is not there", "add the width of one expert")
-    shared = reader.number("shared_expert_intermediate_size")
+    shared = reader.number("shared_expert_intermediate_size") or reader.number("share_expert_dim")
     if shared is None:
         shared = (reader.number("n_shared_experts") or 0) * intermediate
     if str(reader.config.get("model_type", "")).startswith("llama4"):
@@ -280,6 +289,9 @@ def _quantization(
         return None, None, None, ()
     quantization = cast("Mapping[str, Any]", told)
     method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown").lower()
+    layout = f"{quantization.get('quant_algo')} {quantization.get('format')}".lower()
+    if method.startswith(("modelopt", "compressed-tensors")) and "fp4" in layout:
+        method = "mxfp4" if "mxfp4" in layout else "nvfp4"
     bits, group = quantization.get("bits") or quantization.get("w_bit"), quantization.get("group_size")
     groups = quantization.get("config_groups")
     if isinstance(groups, Mapping) and groups:
@@ -297,10 +309,21 @@ def _quantization(
     kept |= {"shared" for item in left if "shared_expert" in item}
     # Names of single layers, as compressed-tensors lists them, say nothing of the kind as a whole.
     kept -= {"mlp", "experts"} if any("gate" in item or "router" in item for item in left) else set()
-    if method == "mxfp4":
+    if str(config.get("model_type", "")).startswith("gpt_oss"):
         kept |= {"attention"}
     whole = int(group) if isinstance(group, int) and group > 0 else None  # pyright: ignore[reportUnknownArgumentType]
     return method, int(bits) if isinstance(bits, int) else None, whole, tuple(sorted(kept))
+
+
+def _cache_dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
+    """What the files say the cache was calibrated for: vLLM takes it where it is not told another."""
+    told = config.get("quantization_config") or text.get("quantization_config")
+    if not isinstance(told, Mapping):
+        return None
+    quantization = cast("Mapping[str, Any]", told)
+    scheme = cast("object", quantization.get("kv_cache_scheme"))
+    bits = cast("Mapping[str, Any]", scheme).get("num_bits") if isinstance(scheme, Mapping) else None
+    return "fp8" if bits == 8 or str(quantization.get("kv_cache_quant_algo", "")).upper() == "FP8" else None
 
 
 def _tower(tower: Mapping[str, Any], hidden: int) -> int:
@@ -311,10 +334,10 @@ def _tower(tower: Mapping[str, Any], hidden: int) -> int:
         return next((int(value) for value in values if _whole(value) and value), 0)
 
     width, depth = (
-        number("hidden_size", "embed_dim", "d_model", "width"),
-        number("num_hidden_layers", "depth", "encoder_layers"),
+        number("hidden_size", "vt_hidden_size", "embed_dim", "d_model", "width"),
+        number("num_hidden_layers", "vt_num_hidden_layers", "depth", "encoder_layers"),
     )
-    inner = number("intermediate_size", "encoder_ffn_dim") or 4 * width
+    inner = number("intermediate_size", "vt_intermediate_size", "encoder_ffn_dim") or 4 * width
     matrices = 3 if str(tower.get("hidden_act", "")) in ("silu", "swiglu") else 2
     out = number("out_hidden_size", "output_dim") or hidden
     return depth * (4 * width * width + matrices * width * inner) + width * width * 4 + width * out * 4

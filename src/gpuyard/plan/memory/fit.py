@@ -135,7 +135,7 @@ def _reckon(
     if settings.kv_cache_memory_bytes is not None:
         told = settings.kv_cache_memory_bytes / GIB
         kv, stages = Term(told, told, told), [Term(told, told, told)] * pipeline
-    ranks = ranks_of(shape, _cache(engine, settings, dtype))
+    ranks = ranks_of(shape, _cache(shape, engine, settings, dtype))
     blocks = _plan(shape, engine, ranks, [int(stage.likely * GIB) for stage in stages], length, batch)
     surely = _plan(shape, engine, ranks, [int(stage.low * GIB) for stage in stages], length, batch).starts
     fits = blocks.starts and kv.likely > 0
@@ -245,12 +245,12 @@ def _weights(
     return [Term(size * low, size, size * high) for size in stages]
 
 
-def _cache(engine: EngineMemory, settings: Settings, dtype: str) -> CacheSettings:
+def _cache(shape: Shape, engine: EngineMemory, settings: Settings, dtype: str) -> CacheSettings:
     return CacheSettings(
         tensor=settings.tensor_parallel_size,
         pipeline=settings.pipeline_parallel_size,
         block_size=settings.block_size or 16,
-        dtype=settings.kv_cache_dtype,
+        dtype=shape.cache_dtype or "auto" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
         model_dtype=dtype,
         states_per_request=engine.states_per_request,
         speculative_tokens=settings.num_speculative_tokens,

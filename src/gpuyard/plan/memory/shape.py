@@ -83,6 +83,8 @@ class Shape:
     """Weights that share one scale."""
     unquantized: tuple[str, ...]
     """Parts that stay in dtype: attention, experts, mlp, shared."""
+    cache_dtype: str | None
+    """What its files say that the cache is kept in, for --kv-cache-dtype auto; None: the model's dtype."""
     extra_params: int
     """Of a vision or audio tower and other parts that are neither sharded nor quantised."""
     multimodal: bool
