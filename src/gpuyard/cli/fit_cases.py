@@ -67,7 +67,10 @@ def predict_all(rows: Sequence[Row], directory: Path) -> list[Prediction]:
     gpus, tables = load_catalog().gpus, load_memory()
 
     def shapes(name: str, config: str) -> Shape:
-        return model_shape(str(directory / config)) if config else known_shape(name, loosely=True)
+        if not config:
+            return known_shape(name, loosely=True)
+        beside = directory / config
+        return model_shape(str(beside if beside.exists() else config))
 
     return [predict(row, shapes, gpus, tables) for row in rows]
 

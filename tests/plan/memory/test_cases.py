@@ -97,6 +97,14 @@ def test_no_cell_brings_it_down(changes: dict[str, str]) -> None:
     assert told.done is not None or told.reason.startswith("FIT-")
 
 
+def test_people_write_dtypes_in_their_own_way() -> None:
+    row = {"model": "Qwen/Qwen3-0.6B", "gpu": "T4", "dtype": "BF16", "kv_dtype": "fp8 (e4m3)", "n_gpus": "2"}
+    told = predict_all([row, {**row, "dtype": "bfloat16", "kv_dtype": "fp8", "tp": "2"}], STARTS.parent)
+    assert told[0].done
+    assert told[0].done == told[1].done
+    assert told[0].done.gpus == 2
+
+
 def test_measured_weights_are_an_input_of_their_own() -> None:
     row = {"model": "Qwen/Qwen3-8B", "gpu": "H100-80GB", "weights_gib": "15.5"}
     assert predict_all([row], STARTS.parent)[0].as_dict()["predicted_weights_gib"] == 15.5
@@ -149,6 +157,12 @@ def test_rows_with_too_many_or_too_few_cells_are_read(tmp_path: Path) -> None:
         ("A100-80GB", "A100-SXM4-80GB", 79.15),
         ("RTX 4090", "GeForce-RTX-4090", 23.55),
         ("H200-141GB", "H200-SXM-141GB", 139.81),
+        ("NVIDIA H100 80GB HBM3", "H100-SXM5-80GB", 79.18),
+        ("NVIDIA H100 PCIe", "H100-PCIE-80GB", 79.18),
+        ("RTX PRO 6000", "RTX-PRO-6000-Blackwell-Server", 94.97),
+        ("RTX 6000 Ada", "RTX-6000-Ada", 47.4),
+        ("V100-32GB", "V100-SXM2-32GB", 31.73),
+        ("RTX A6000-48GB", "RTX A6000-48GB", 47.28),
         ("24GB card (23.67 GiB)", "24GB card (23.67 GiB)", 23.67),
         ("48GB class (not stated)", "48GB class (not stated)", 47.28),
         ("H100-80GB (77.91 GiB free at start)", "H100-SXM5-80GB", 79.18),

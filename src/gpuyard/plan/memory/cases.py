@@ -27,6 +27,7 @@ _FAMILIES = (
     ("qwen", "qwen"), ("ui-tars", "qwen"), ("gpt-oss", "gpt-oss"), ("llava", "mistral"), ("mistral", "mistral"),
     ("mixtral", "mistral"), ("deepseek", "deepseek"), ("llama", "llama"), ("opt-", "opt"),
 )  # fmt: skip
+_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 _SUFFIX = re.compile(r"-(instruct|it|base|chat|hf|bf16|fp16)(?=$|-)")
 
 Row = Mapping[str, str]
@@ -187,7 +188,13 @@ def board_named(gpus: Sequence[Gpu], text: str) -> Board:
         if words & {part for part in gpu.name.lower().split("-") if re.search(r"\d", part) and not part.endswith("gb")}
         and (not size or abs(gpu.memory_gib - int(size[1])) < 0.12 * int(size[1]))
     ]
-    likely.sort(key=lambda gpu: ("pcie" in gpu.name.lower()) != ("pcie" in words))
+    pcie = "pcie" in words
+    likely.sort(
+        key=lambda gpu: (
+            -len(words & set(gpu.name.lower().split("-"))),
+            ("pcie" in gpu.name.lower()) is not pcie,
+        )
+    )
     found = likely[0] if likely else None
     seen = re.search(r"\(([\d.]+) GiB\b(?! free)", text)
     if seen:
@@ -235,10 +242,10 @@ def _settings(told: Row, notes: list[str]) -> Settings:
             notes.append(f"{column} by default")
     return Settings(
         engine=engine,
-        tensor_parallel_size=_count(told["tp"]) or 1,
-        dtype=told["dtype"] or None,
+        tensor_parallel_size=_count(told["tp"]) or _count(told["n_gpus"]) or 1,
+        dtype=_NAMES.get(_word(told["dtype"]), _word(told["dtype"])) or None,
         quantization=_method(told["quant"]),
-        kv_cache_dtype=told["kv_dtype"] or "auto",
+        kv_cache_dtype=_NAMES.get(_word(told["kv_dtype"]), _word(told["kv_dtype"])) or "auto",
         max_model_len=_count(told["max_model_len"]),
         gpu_memory_utilization=share if share is not None else None,
         max_num_seqs=_count(told["max_num_seqs"]),
@@ -248,6 +255,10 @@ def _settings(told: Row, notes: list[str]) -> Settings:
         kv_cache_memory_bytes=int(bytes_told[1]) if bytes_told else None,
         weights_gib=number(told["weights_gib"]),
     )
+
+
+def _word(text: str) -> str:
+    return text.lower().partition(" ")[0]
 
 
 def _method(text: str) -> str | None:
