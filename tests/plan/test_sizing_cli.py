@@ -49,7 +49,7 @@ def test_the_fleet_of_the_project_is_planned_in_80_columns(gpuyard: Command, pro
         "Nodes",
         "Models",
         "Considered for pool large",
-        "Tensor parallelism",
+        "Between GPUs",
         "Cold start",
         "Bill",
         "Break-even",
@@ -100,6 +100,22 @@ def test_a_measurement_is_read_and_a_wrong_one_refused(gpuyard: Command, prod: P
     bench.write_text(json.dumps({"model": "llama-8b", "tokens_per_second": 0}))
     assert gpuyard("plan", prod, "--bench", bench)[0] == 3
     assert gpuyard("plan", prod, "--bench", tmp_path / "none.json")[0] == 3
+
+
+def test_starts_of_one_s_own_are_read(gpuyard: Command, prod: Path, tmp_path: Path) -> None:
+    starts = tmp_path / "starts.csv"
+    _, out, _ = gpuyard("plan", prod, "--json")
+    memory = json.loads(out)["models"][1]["memory"]
+    starts.write_text(
+        "model,gpu,tp,vllm_version,predicted_kv_gib,reported_kv_gib,reported_kv_tokens,tier\n"
+        f"meta-llama/Llama-3.1-8B-Instruct,L40S,1,{memory['engine']},24,23.5,190000,own\n"
+    )
+    _, out, _ = gpuyard("plan", prod, "--json", "--learned", starts)
+    learned = json.loads(out)["models"][1]["memory"]
+    assert learned["learned_from"] == 1
+    assert learned["parts"][-1]["gib"] == pytest.approx(memory["parts"][-1]["gib"] - 0.5)
+    code, _, err = gpuyard("plan", prod, "--learned", tmp_path / "none.csv")
+    assert code == 3 and "FIT-CSV" in err
 
 
 def test_a_chosen_fleet_is_written_planned_and_checked(gpuyard: Command, prod: Path) -> None:

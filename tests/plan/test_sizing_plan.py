@@ -12,9 +12,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from gpuyard.catalog.memory import load_memory, load_shapes
+from gpuyard.plan.memory.budget import board_of
+from gpuyard.plan.memory.config import shape_of
+from gpuyard.plan.memory.fit import Settings, fit
 from gpuyard.plan.names import UnknownError
 from gpuyard.plan.sizing.givens import Givens
 from gpuyard.plan.sizing.plan import Plan, plan_of, plan_schema_text
+from gpuyard.plan.sizing.room import CatalogRooms
 from gpuyard.plan.sizing.throughput import Measured
 from gpuyard.spec.fleet import Fleet
 from tests.plan.conftest import planned_fleet
@@ -132,6 +137,47 @@ def test_other_machines_are_considered_with_a_reason_each(givens: Givens) -> Non
     assert all(item.why for item in considered.values())
     priced = [item.usd_per_mtok.value for item in considered.values() if item.usd_per_mtok]
     assert priced == sorted(priced) and len(priced) >= 3
+
+
+def test_memory_is_what_fit_says(givens: Givens) -> None:
+    plan = plan_of(planned_fleet(), givens)
+    memory = plan.models[0].memory
+    assert memory
+    row = next(row for row in load_shapes() if row.model == "meta-llama/Llama-3.1-70B-Instruct")
+    board = board_of(next(row for row in givens.catalog.gpus if row.name == "H100-SXM5-80GB"))
+    flags = Settings(memory.engine, tensor_parallel_size=2, quantization="fp8", max_model_len=16384)
+    done = fit(shape_of(row.config, row.model), board, flags, load_memory())
+    assert (memory.kv_cache_tokens, memory.max_concurrency) == (done.kv_cache_tokens, done.max_concurrency)
+    assert memory.parts[0].gib == done.weights_gib
+    assert sum(part.gib for part in memory.parts) == pytest.approx(memory.requested_gib, abs=1e-3)
+
+
+def test_starts_of_one_s_own_go_before_what_is_reckoned(givens: Givens) -> None:
+    assert isinstance(givens.rooms, CatalogRooms)
+    before = plan_of(planned_fleet(), givens).models[0].memory
+    assert before
+    start = {
+        "model": "meta-llama/Llama-3.1-70B-Instruct",
+        "gpu": "H100-SXM5-80GB",
+        "tp": "2",
+        "vllm_version": before.engine,
+        "predicted_kv_gib": "30",
+        "reported_kv_gib": "29",
+    }
+    rooms = replace(givens.rooms, starts=[start], _rooms={})
+    after = plan_of(planned_fleet(), replace(givens, rooms=rooms)).models[0].memory
+    assert after and after.learned_from == 1 and before.learned_from == 0
+    assert after.parts[-1].gib == pytest.approx(before.parts[-1].gib - 1)
+    little = replace(givens.rooms, starts=[{**start, "predicted_kv_gib": "34", "reported_kv_gib": "0.1"}], _rooms={})
+    assert rules(plan_of(planned_fleet(), replace(givens, rooms=little)))["FIT-MEMORY"] == "red"
+
+
+def test_a_model_that_no_node_holds_is_told_how_many_would(givens: Givens) -> None:
+    huge = {**LLAMA, "source": "hf:deepseek-ai/DeepSeek-V3@main", "vllm": {"max_model_len": 8192}}
+    plan = plan_of(planned_fleet(models=[huge]), givens)
+    assert rules(plan)["FIT-MEMORY"] == "red"
+    told = {item.rule: item for item in plan.pools[0].considered}
+    assert told["SIZE-NODES"].what == "llama: tensor_parallel_size 8, pipeline_parallel_size 2"
 
 
 FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [

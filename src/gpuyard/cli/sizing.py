@@ -34,6 +34,9 @@ def plan(
         list[Path] | None,
         typer.Option("--bench", help="What `gpuyard bench load --json` printed of a model. May be given again."),
     ] = None,
+    learned: Annotated[
+        Path | None, typer.Option("--learned", help="Starts of your own, as `gpuyard fit --learned` keeps them.")
+    ] = None,
     choose: Annotated[
         bool, typer.Option("--choose", help="Choose machines, nodes and parallelism: the least bill for the load.")
     ] = False,
@@ -47,6 +50,7 @@ def plan(
     from gpuyard.catalog import load_catalog, load_instances
     from gpuyard.catalog.market import load_market
     from gpuyard.catalog.memory import load_memory, load_shapes
+    from gpuyard.cli.fit_cases import read_rows
     from gpuyard.cli.sizing_tables import tell
     from gpuyard.plan.sizing.chosen import chosen
     from gpuyard.plan.sizing.givens import Givens
@@ -62,7 +66,7 @@ def plan(
             catalog=catalog,
             market=load_market(),
             instances=load_instances(),
-            rooms=CatalogRooms(catalog, load_memory(), load_shapes()),
+            rooms=CatalogRooms(catalog, load_memory(), load_shapes(), list(read_rows(learned)) if learned else ()),
             today=_today(),
             measured=measured,
         )

@@ -105,13 +105,15 @@ def _considered(pool: str, items: Sequence[Considered]) -> Table:
 
 
 def _traffic(made: Plan) -> Table:
-    table = _table("Tensor parallelism", "model", "over", "kB a token and GPU", "tokens/s lost", "share lost")
+    table = _table("Between GPUs", "model", "parallel", "over", "kB a token", "tokens/s lost", "share lost")
     for model in made.models:
-        for way in model.traffic:
+        own = [way for way in model.traffic if not way.over.startswith("infiniband-")]
+        # A machine whose network is not told is shown with the generations of InfiniBand, the others in --json alone.
+        for way in own if len(own) > 1 else model.traffic:
             lost = way.share_lost
             share = f"{lost.value:.1%} ({lost.low or 0:.1%} to {lost.high or 0:.1%})"
             kilobytes = number(way.bytes_per_token.value / 1000)
-            table.add_row(model.name, way.over, kilobytes, _cell(way.tokens_per_second_lost), share)
+            table.add_row(model.name, way.parallel, way.over, kilobytes, _cell(way.tokens_per_second_lost), share)
     return table
 
 

@@ -64,6 +64,9 @@ def _other_sizes(ground: Ground, givens: Givens, pool: Pool, chosen: Seat) -> It
         yield Considered(what=what, rule=red.rule, why=why, usd_per_node_hour=None, usd_per_mtok=None)
     if not chosen.room or not chosen.room.memory:
         return
+    if not chosen.room.fits:
+        yield from _more_nodes(givens, pool, chosen)
+        return
     larger = next((size for size in SIZES if size > chosen.size and size * chosen.copies <= pool.gpus_per_node), None)
     room = givens.rooms.room(chosen.model, chosen.engine, pool.gpu, larger) if larger else None
     if larger and room and room.memory:
@@ -74,6 +77,17 @@ def _other_sizes(ground: Ground, givens: Givens, pool: Pool, chosen: Seat) -> It
             f"{inside(ground, pool.gpu, larger).name}"
         )
         yield Considered(what=what, rule="SIZE-LARGER", why=why, usd_per_node_hour=None, usd_per_mtok=None)
+
+
+def _more_nodes(givens: Givens, pool: Pool, chosen: Seat) -> Iterator[Considered]:
+    """The fewest nodes that would hold a model that one does not."""
+    for stages in (2, 3, 4):
+        room = givens.rooms.room(chosen.model, chosen.engine, pool.gpu, chosen.size, stages)
+        if room and room.fits:
+            what = f"{chosen.model.name}: tensor_parallel_size {chosen.size}, pipeline_parallel_size {stages}"
+            why = f"{stages} nodes would hold one copy; gpuyard starts each engine within a node"
+            yield Considered(what=what, rule="SIZE-NODES", why=why, usd_per_node_hour=None, usd_per_mtok=None)
+            return
 
 
 def candidates(

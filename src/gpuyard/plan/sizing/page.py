@@ -125,6 +125,7 @@ def _model(plan: Plan, model: ModelPlan) -> str:
     if model.traffic:
         rows = [
             (
+                way.parallel,
                 escape(way.over),
                 _figure(way.bytes_per_token),
                 _figure(way.tokens_per_second_lost),
@@ -132,8 +133,8 @@ def _model(plan: Plan, model: ModelPlan) -> str:
             )
             for way in model.traffic
         ]
-        head = ("over", "bytes a token and GPU", "tokens/s lost", "share")
-        made += f"<h3>Tensor parallelism</h3>{_table(head, rows)}"
+        head = ("parallel", "over", "bytes a token and GPU", "tokens/s lost", "share")
+        made += f"<h3>Between GPUs</h3>{_table(head, rows)}"
     if model.starts:
         meets = {True: "yes", False: "no", None: "perhaps"}
         rows = [

@@ -30,7 +30,7 @@ from gpuyard.plan.sizing.parts import ModelPlan, PoolPlan
 from gpuyard.plan.sizing.power import Power, power
 from gpuyard.plan.sizing.seats import Seat, seats_of
 from gpuyard.plan.sizing.throughput import decode_step, throughput
-from gpuyard.plan.sizing.traffic import Traffic, between, fabrics, inside, tensor_parallel
+from gpuyard.plan.sizing.traffic import Traffic, between, fabrics, inside, pipeline_parallel, tensor_parallel
 from gpuyard.spec.closed import Closed
 from gpuyard.spec.fleet import Fleet, Pool
 
@@ -182,6 +182,7 @@ def _model(
             network = between(ground, price.instance, size) if price.instance else None
             over = [path, *([network] if network else []), *fabrics(ground, size)]
             ways = [tensor_parallel(way, shape.layers, shape.hidden, size, batch, step) for way in over]
+            ways += [pipeline_parallel(way, shape.hidden, 2, batch, step) for way in over[1:]]
         storage = fleet.planning.storage if fleet.planning else None
         begun = starts(
             ground,

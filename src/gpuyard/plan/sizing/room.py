@@ -13,8 +13,10 @@ from gpuyard.catalog.rows import EngineRelease
 from gpuyard.plan import names
 from gpuyard.plan.judge import Finding
 from gpuyard.plan.memory.budget import board_of
+from gpuyard.plan.memory.cases import Row
 from gpuyard.plan.memory.config import shape_of
 from gpuyard.plan.memory.fit import NEWEST, Fit, Settings, fit, quantization_of
+from gpuyard.plan.memory.learned import narrowed, row_of
 from gpuyard.plan.memory.shape import Shape as Whole
 from gpuyard.plan.memory.weights import DTYPE_BYTES, weights_of
 from gpuyard.plan.sizing.figures import GIB, number
@@ -51,6 +53,8 @@ class Memory(Closed):
     max_num_seqs: int
     max_concurrency: float
     """Requests of the longest context that the cache holds at once."""
+    learned_from: int
+    """Starts of one's own that the figures of the cache rest on; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class Rooms(Protocol):
         """None where nobody knows the model."""
         ...
 
-    def room(self, model: Model, engine: Engine, gpu: str, size: int) -> Room | None:
-        """Room of one copy on so many GPUs. None where the model or the GPU is not known."""
+    def room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int = 1) -> Room | None:
+        """Room of one copy on so many GPUs of each pipeline stage. None where the model or the GPU is not known."""
         ...
 
     def too_heavy(self, model: Model, gpu: str, size: int) -> Finding | None:
@@ -98,6 +102,8 @@ class CatalogRooms:
     catalog: Catalog
     tables: MemoryTables
     shapes: Sequence[ModelShape]
+    starts: Sequence[Row] = ()
+    """Starts of one's own, as `gpuyard fit --learned` keeps them."""
     _wholes: dict[str, Whole | None] = field(default_factory=dict[str, "Whole | None"])
     _shapes: dict[tuple[str, ...], Shape | None] = field(default_factory=dict[tuple[str, ...], "Shape | None"])
     _rooms: dict[tuple[str, ...], Room | None] = field(default_factory=dict[tuple[str, ...], "Room | None"])
@@ -109,11 +115,11 @@ class CatalogRooms:
             self._shapes[key] = self._shape(model, whole) if whole else None
         return self._shapes[key]
 
-    def room(self, model: Model, engine: Engine, gpu: str, size: int) -> Room | None:
+    def room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int = 1) -> Room | None:
         flags = model.vllm.model_dump_json(exclude={"tensor_parallel_size", "data_parallel_size"})
-        key = (model.source, flags, engine.version or "", gpu, str(size))
+        key = (model.source, flags, engine.version or "", gpu, f"{size} x {stages}")
         if key not in self._rooms:
-            self._rooms[key] = self._room(model, engine, gpu, size)
+            self._rooms[key] = self._room(model, engine, gpu, size, stages)
         return self._rooms[key]
 
     def too_heavy(self, model: Model, gpu: str, size: int) -> Finding | None:
@@ -162,7 +168,7 @@ class CatalogRooms:
             quantization=row.method if row else None,
         )
 
-    def _room(self, model: Model, engine: Engine, gpu: str, size: int) -> Room | None:
+    def _room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int) -> Room | None:
         whole = self._whole(model)
         board = next((row for row in self.catalog.gpus if row.name == gpu), None)
         if whole is None or board is None:
@@ -171,6 +177,7 @@ class CatalogRooms:
         settings = Settings(
             engine=release.version if release else engine.version or NEWEST,
             tensor_parallel_size=size,
+            pipeline_parallel_size=stages,
             dtype=model.vllm.dtype,
             quantization=model.vllm.quantization,
             kv_cache_dtype=model.vllm.kv_cache_dtype or "auto",
@@ -195,7 +202,19 @@ class CatalogRooms:
             )
             return Room(None, (told,))
         findings = tuple(replace(item, change=_flags(item.change), have=_flags(item.have)) for item in done.findings)
-        return Room(_memory(done), findings)
+        if not self.starts:
+            return Room(_memory(done, 0), findings)
+        own = row_of(done, {}, settings.enforce_eager, settings.kv_cache_dtype)
+        learned = narrowed(done, own, self.starts, self.tables)
+        if done.fits and not learned.done.fits:
+            have = f"{learned.done.kv_cache_gib:.2f} GiB left for the KV cache, by {learned.starts} starts of one's own"
+            need = f"{done.needed_gib:.2f} GiB for one request of {done.max_model_len} tokens"
+            change = "take a shorter max_model_len or more GPUs for each copy"
+            red = Finding("FIT-MEMORY", "red", model.name, have, need, change, _SOURCE, True)
+            findings = (red, *findings)
+        elif learned.done.fits:
+            findings = tuple(item for item in findings if item.level != "red")
+        return Room(_memory(learned.done, learned.starts), findings)
 
 
 def _repository(model: Model) -> str:
@@ -210,7 +229,7 @@ def release_of(catalog: Catalog, engine: Engine) -> EngineRelease | None:
     return max((row for row in rows if row.requirements), key=lambda row: numbers(row.version), default=None)
 
 
-def _memory(done: Fit) -> Memory:
+def _memory(done: Fit, starts: int) -> Memory:
     def part(name: str, gib: float) -> Part:
         return Part(name=name, gib=gib, low=gib, high=gib)
 
@@ -231,6 +250,7 @@ def _memory(done: Fit) -> Memory:
         kv_cache_tokens=done.kv_cache_tokens,
         max_num_seqs=done.max_num_seqs,
         max_concurrency=done.max_concurrency,
+        learned_from=starts,
     )
 
 

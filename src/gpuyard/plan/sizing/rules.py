@@ -43,6 +43,9 @@ RULES: dict[str, PlanRule] = {
         "the fewest GPUs that hold a model are taken first",
         "more GPUs hold more requests at once, and pay for it in all-reduces",
     ),
+    "SIZE-NODES": PlanRule(
+        "an engine stays within a node", "one that spans nodes stops with any of them, and gpuyard starts none"
+    ),
     "SIZE-COLD-START": PlanRule(
         "a restarted engine answers within planning.cold_start_seconds",
         "weights are read and the engine is made ready before the first answer",

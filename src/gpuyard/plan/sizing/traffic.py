@@ -37,6 +37,8 @@ class Path:
 class Traffic(Closed):
     """What one way between the GPUs of a model costs."""
 
+    parallel: Literal["tensor", "pipeline"]
+    """tensor: all its GPUs sum in each layer; pipeline: two stages, one in each of two nodes."""
     over: str
     bytes_per_token: Figure
     """Through each GPU, for each token of a batch."""
@@ -122,7 +124,7 @@ def tensor_parallel(path: Path, layers: int, hidden: int, size: int, batch: int,
     times = tensor_seconds(path, layers, hidden, size, batch)
     calls = f"{_PER_LAYER * layers} all-reduces x {_us(path.low_s)} to {_us(path.high_s)} us"
     spent = f"{number(moved)} B x {batch} / {number(path.low_gb_s)} to {number(path.high_gb_s)} GB/s + {calls}"
-    return _lost(path, moved, how, times, batch, step, spent)
+    return _lost("tensor", path, moved, how, times, batch, step, spent)
 
 
 def pipeline_parallel(path: Path, hidden: int, stages: int, batch: int, step: float) -> Traffic:
@@ -135,16 +137,24 @@ def pipeline_parallel(path: Path, hidden: int, stages: int, batch: int, step: fl
         (stages - 1) * (sent / (path.low_gb_s * GB) + path.high_s),
     )
     spent = f"({stages} - 1) x ({number(sent)} B / bandwidth + {_us(path.low_s)} to {_us(path.high_s)} us)"
-    return _lost(path, moved, how, times, batch, step, spent)
+    return _lost("pipeline", path, moved, how, times, batch, step, spent)
 
 
 def _lost(
-    path: Path, moved: float, how: str, times: tuple[float, float], batch: int, step: float, spent: str
+    parallel: Literal["tensor", "pipeline"],
+    path: Path,
+    moved: float,
+    how: str,
+    times: tuple[float, float],
+    batch: int,
+    step: float,
+    spent: str,
 ) -> Traffic:
     free = batch / step
     lost = [free - batch / (step + seconds) for seconds in (*times, sum(times) / 2)]
     arithmetic = f"{batch} / {step * 1e3:.4g} ms - {batch} / ({step * 1e3:.4g} ms + t), t = {spent}"
     return Traffic(
+        parallel=parallel,
         over=path.name,
         bytes_per_token=Figure(value=moved, unit="B", how=how, verified=True),
         tokens_per_second_lost=Figure(
