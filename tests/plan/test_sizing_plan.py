@@ -178,6 +178,14 @@ def test_a_model_that_no_node_holds_is_told_how_many_would(givens: Givens) -> No
     assert rules(plan)["FIT-MEMORY"] == "red"
     told = {item.rule: item for item in plan.pools[0].considered}
     assert told["SIZE-NODES"].what == "llama: tensor_parallel_size 8, pipeline_parallel_size 2"
+    narrow = plan_of(planned_fleet(models=[model(tensor_parallel_size=1)]), givens)
+    assert "SIZE-NODES" not in {item.rule for item in narrow.pools[0].considered}  # two GPUs of the node hold it
+
+
+def test_an_engine_that_is_no_longer_looked_after_rules_out_no_machine(givens: Givens) -> None:
+    old = planned_fleet(engines=[{"name": "vllm", "distribution": "vllm", "version": "0.11.0"}])
+    refused = {item.rule for item in plan_of(old, givens).pools[0].considered}
+    assert "COMPAT-ENGINE-ADVISORY" not in refused and "COST-DEARER" in refused
 
 
 FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [

@@ -80,11 +80,14 @@ def _other_sizes(ground: Ground, givens: Givens, pool: Pool, chosen: Seat) -> It
 
 
 def _more_nodes(givens: Givens, pool: Pool, chosen: Seat) -> Iterator[Considered]:
-    """The fewest nodes that would hold a model that one does not."""
-    for stages in (2, 3, 4):
-        room = givens.rooms.room(chosen.model, chosen.engine, pool.gpu, chosen.size, stages)
-        if room and room.fits:
-            what = f"{chosen.model.name}: tensor_parallel_size {chosen.size}, pipeline_parallel_size {stages}"
+    """The fewest nodes that would hold a model that one does not, however its GPUs are taken."""
+    sizes = [size for size in SIZES if size <= pool.gpus_per_node]
+    for stages in (1, 2, 3, 4):
+        tried = [givens.rooms.room(chosen.model, chosen.engine, pool.gpu, size, stages) for size in sizes]
+        if stages == 1 and any(room and room.fits for room in tried):
+            return  # what FIT-MEMORY says would pass
+        if tried[-1] and tried[-1].fits:
+            what = f"{chosen.model.name}: tensor_parallel_size {sizes[-1]}, pipeline_parallel_size {stages}"
             why = f"{stages} nodes would hold one copy; gpuyard starts each engine within a node"
             yield Considered(what=what, rule="SIZE-NODES", why=why, usd_per_node_hour=None, usd_per_mtok=None)
             return
@@ -139,7 +142,8 @@ def _candidate(
         return told("SIZE-GPUS", f"its models need {needed} GPUs of a node")
     for item in moved:
         found = judge.findings(_combination(fleet, givens, gpu, item))
-        if red := next((finding for finding in found if finding.level == "red"), None):
+        # What is no longer looked after is so on every machine; `gpuyard check` says it of the fleet.
+        if red := next((finding for finding in found if finding.level == "red" and finding.kind == "works"), None):
             return told(red.rule, f"has {red.have}; needs {red.need}")
     if cost is None:
         return told("COST-PRICE", "no price in this region and purchase")
