@@ -84,6 +84,8 @@ def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batc
     kept = forward.sampler_hiddens * hidden
     kept += batch.max_num_batched_tokens * _routed(shape, tensor) * 2 / GIB if experts else 0.0
     sampler = [size * logits + kept for size in engine.sampler_bytes]
+    if engine.first_rank_samples and tensor > 1:
+        sampler[0] = 0.0  # the other ranks log what is left on them, and any of these lines may be the one that is read
     encoder = [count * hidden for count in forward.encoder_hiddens] if shape.multimodal else (0.0, 0.0, 0.0)
     low, likely, high = (
         max(wide * spread, held) + forward.base_gib + seen
