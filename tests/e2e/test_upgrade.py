@@ -50,7 +50,11 @@ def upgrade(own: OwnFleet, *words: str) -> Any:
 def begun(own: OwnFleet, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """An upgrade on its way; ended with the block, if it has not ended by then."""
     argv = ("ansible-playbook", "-i", f"inventories/{STACK}", UPGRADE[1], *QUICK, *words)
-    operator = subprocess.Popen(own.words(*argv), cwd=own.project, stdout=subprocess.DEVNULL, start_new_session=True)
+    # Nothing of ours: an ssh beside it makes what it shares non-blocking, and Ansible refuses that.
+    nothing: Any = subprocess.DEVNULL
+    operator = subprocess.Popen(
+        own.words(*argv), cwd=own.project, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+    )
     try:
         yield operator
     finally:
