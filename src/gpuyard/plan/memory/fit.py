@@ -254,6 +254,7 @@ def _cache(shape: Shape, engine: EngineMemory, settings: Settings, dtype: str) -
         model_dtype=dtype,
         states_per_request=engine.states_per_request,
         speculative_tokens=settings.num_speculative_tokens,
+        grows_by_block=engine.planner == "padded-null",
     )
 
 
@@ -265,9 +266,15 @@ def _plan(
     length: int,
     batch: Batch,
 ) -> Blocks:
-    in_flight = engine.batches_in_flight * batch.max_num_batched_tokens
     try:
-        return plan(engine.planner, ranks, available, length, in_flight, engine.tokens_by_concurrency)
+        return plan(
+            engine.planner,
+            ranks,
+            available,
+            length,
+            _in_flight(engine, batch, len(ranks)),
+            engine.tokens_by_concurrency,
+        )
     except CannotPlanError as error:
         why = f"vLLM {engine.since} and the versions like it cannot plan its cache: {error}"
         raise RefusedError("FIT-LAYERS", shape.name, why, "take a newer vLLM") from error
@@ -329,10 +336,16 @@ def _no_room(
     )
 
 
+def _in_flight(engine: EngineMemory, batch: Batch, stages: int) -> int:
+    """Tokens of all batches under way: each further stage of a pipeline holds one more, where batches overlap."""
+    batches = engine.batches_in_flight + stages - 1 if engine.batches_in_flight > 1 else 1
+    return batches * batch.max_num_batched_tokens
+
+
 def _longest(done: Fit, ranks: list[list[tuple[str, Spec]]], engine: EngineMemory, batch: Batch) -> int:
     """The longest max_model_len for which one request fits; 0: none does."""
     memory = int(done.kv_cache_gib * GIB)
-    in_flight = engine.batches_in_flight * batch.max_num_batched_tokens
+    in_flight = _in_flight(engine, batch, len(ranks))
 
     def starts(length: int) -> bool:
         return plan(engine.planner, ranks, [memory] * len(ranks), length, in_flight, True).starts

@@ -13,6 +13,7 @@ KV_DTYPES = (
     "int8_per_token_head", "nvfp4",
 )  # fmt: skip
 """Of --kv-cache-dtype, as far as their bytes are known."""
+_LATENT_TOKENS = 128  # of latent attention
 _KERNEL_TOKENS = 16  # blocks of attention are a multiple of this where they grow to the page of a state
 
 
@@ -26,6 +27,8 @@ class CacheSettings:
     model_dtype: str
     states_per_request: int
     speculative_tokens: int
+    grows_by_block: bool = False
+    """Where blocks grow to the page of a state, they grow by block_size, not by what the kernels want."""
 
 
 def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec]]]:
@@ -37,8 +40,9 @@ def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec
     if states and tokens:
         # One pool serves both, so blocks of tokens grow until they hold a state, and states are padded to their page.
         state, token = max(spec.unit_bytes for spec in states), max(spec.unit_bytes for spec in tokens)
-        least = _up(_up(state, token), _KERNEL_TOKENS) * _KERNEL_TOKENS
-        size = max(least, settings.block_size)
+        step = _LATENT_TOKENS if shape.latent else _KERNEL_TOKENS
+        step = max(step, settings.block_size) if settings.grows_by_block else step
+        size = max(_up(_up(state, token), step) * step, settings.block_size)
         specs = [
             spec
             and (
