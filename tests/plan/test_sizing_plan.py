@@ -202,7 +202,8 @@ FINDINGS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"pools": [{**LARGE, "nodes": 1}], "planning": {}}, "SIZE-ONE-NODE", "amber", "nodes to 2"),
     ({"pools": [{**LARGE, "machine": {"nvme_gb": 100.0}}]}, "SIZE-CACHE", "red", "larger drives"),
     ({"planning": {"rack": {"watts": 20000.0, "nodes": 2}}}, "POWER-RACK", "red", "rack.nodes to 1"),
-    ({"planning": {"region": "eu-west-1"}}, "COST-PRICE", "amber", "usd_per_hour"),
+    ({"planning": {"region": "eu-west-1"}}, "COST-PRICE", "amber", "on-demand in eu-north-1"),
+    ({"planning": {"region": "eu-west-2", "purchase": "spot"}}, "COST-SPOT", "amber", "bought otherwise"),
     ({"planning": {"purchase": "capacity-block"}}, "COST-OLD-PRICE", "amber", "usd_per_hour"),
     ({"planning": {"cold_start_seconds": 5.0}}, "SIZE-COLD-START", "red", "cold_start_seconds"),
     ({"models": [{**model(tensor_parallel_size=4), "peak_tokens_per_second": 1e6}]}, "SIZE-LOAD", "red", "copies"),
@@ -259,6 +260,18 @@ def test_an_unknown_name_is_refused_with_the_nearest(
     with pytest.raises(UnknownError) as refused:
         plan_of(planned_fleet(**changes), givens)
     assert refused.value.rule == rule and nearest in refused.value.change
+
+
+def test_the_same_machine_costs_what_its_region_and_purchase_say(givens: Givens) -> None:
+    def price(**planning: str) -> float | None:
+        figure = plan_of(planned_fleet(planning=planning), givens).pools[0].usd_per_node_hour
+        return figure and figure.value
+
+    assert price(region="us-east-1") == 55.04
+    assert price(region="eu-west-2") == 71.552
+    assert price(region="eu-west-2", purchase="spot") == 15.7259
+    assert price(region="us-east-2", purchase="capacity-block") == 39.33
+    assert price(region="us-east-1", purchase="reserved-3y") is None
 
 
 def test_own_hosts_cost_what_their_owner_says(givens: Givens) -> None:

@@ -87,12 +87,13 @@ def ground_of(fleet: Fleet, market: Market) -> Ground:
         plain = planning.model_dump(exclude_none=True)
         stated = {name: float(value) for name, value in plain.items() if isinstance(value, int | float)}
         stated |= {name: float(value) for name, value in plain.get("staff", {}).items()}
-    if fleet.provider != "aws":
-        # Who has the hosts has the gateway's host too; its price, if any, is theirs to state.
-        stated.setdefault("gateway_usd_per_hour", 0.0)
-    if fleet.provider == "lab":
-        stated |= {"full_time_equivalents": 0.0, "gateway_usd_per_hour": 0.0}
     rows = {row.name: row for row in market.assumptions}
+    if fleet.provider != "aws":
+        own = {"value": 0.0, "low": 0.0, "verified": True, "source": "whoever has the hosts has the gateway's too"}
+        rows["gateway_usd_per_hour"] = rows["gateway_usd_per_hour"].model_copy(update=own)
+    if fleet.provider == "lab":
+        own = {"value": 0.0, "low": 0.0, "verified": True, "source": "nobody looks after a lab"}
+        rows["full_time_equivalents"] = rows["full_time_equivalents"].model_copy(update=own)
     return Ground(market, {name: value for name, value in stated.items() if name in rows}, rows)
 
 

@@ -113,6 +113,10 @@ def _of_seat(rooms: Rooms, pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
 
 
 def _of_price(ground: Ground, where: str, pool: PoolPlan, price: NodePrice, today: str) -> Iterator[Finding]:
+    if price.purchase == "spot":
+        have = "nodes that their provider may take back at any time, at a price of the moment"
+        change = "keep the load that has to be served on nodes bought otherwise"
+        yield _finding("COST-SPOT", "amber", where, have, "nodes that stay", change, verified=False)
     if price.figure is None:
         rows = [row for row in ground.market.prices if price.instance and row.instance == price.instance.instance]
         offers = sorted({f"{row.purchase} in {row.region}" for row in rows})

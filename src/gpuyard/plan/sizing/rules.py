@@ -67,6 +67,10 @@ RULES: dict[str, PlanRule] = {
         "a machine has a price in its region and purchase", "without one it is in no bill and no comparison"
     ),
     "COST-OLD-PRICE": PlanRule("a price was read lately", "prices of GPUs move by tens of percent within a year"),
+    "COST-SPOT": PlanRule(
+        "a pool that has to serve is not bought as spot",
+        "spot machines are taken back with minutes' notice, often many",
+    ),
     "COST-THROUGHPUT": PlanRule(
         "the tokens/s behind a price were measured",
         "published figures lie between 0.35 and 0.84 of what is reckoned from bandwidth and FLOPS",
