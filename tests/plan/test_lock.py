@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from gpuyard.catalog import load_catalog
 from gpuyard.plan.lock import Lock, LockError, NewerLockError, check_lock, load_lock, lock_path
 from gpuyard.plan.moves import staying
-from gpuyard.plan.resolve import World, resolve
+from gpuyard.plan.resolve import PlanError, World, resolve
 from gpuyard.spec.closed import digest_of
 from gpuyard.spec.documents import read_document
 from gpuyard.spec.fleet import Fleet
@@ -21,7 +21,9 @@ from gpuyard.spec.loader import load_fleet
 
 PROJECT = Path(__file__).parents[2]
 LAB = PROJECT / "fleets/lab.yaml"
-FLEETS = sorted(path for path in LAB.parent.glob("*.yaml") if not path.name.endswith(".lock.yaml"))
+SPECS = sorted(path for path in LAB.parent.glob("*.yaml") if not path.name.endswith(".lock.yaml"))
+PLANNED_ONLY = [path for path in SPECS if not lock_path(path).is_file()]
+FLEETS = [path for path in SPECS if path not in PLANNED_ONLY]
 DAY = "2026-11-25"
 REQUIREMENTS = {"requirements/engine-cpu.txt": "a" * 64, "requirements/engine-cuda.txt": "b" * 64}
 
@@ -146,6 +148,14 @@ def test_the_committed_locks_are_fresh(path: Path) -> None:
     lock = load_lock(lock_path(path))
     fresh = resolve(load_fleet(path), World(load_catalog(), requirements, DAY), staying(lock)).to_yaml()
     assert lock_path(path).read_text() == fresh, f"run `gpuyard lock {path.relative_to(PROJECT)}`"
+
+
+def test_a_committed_fleet_without_a_lock_is_one_that_cannot_be_locked_yet() -> None:
+    assert [path.name for path in PLANNED_ONLY] == ["prod.yaml"]
+    world = World(load_catalog(), {"requirements/engine-cuda.txt": "0" * 64}, DAY)
+    with pytest.raises(PlanError) as refused:
+        resolve(load_fleet(PLANNED_ONLY[0]), world)
+    assert {finding.rule for finding in refused.value.findings} == {"PLAN-MANIFEST"}
 
 
 PLAIN = st.recursive(
