@@ -126,6 +126,8 @@ def answer(case: dict, printed: _Printed) -> dict:
     except ValueError as error:
         told = str(error)
         return {"refused": True} if "KV cache is needed" in told or "cache blocks" in told else {"unplanned": told}
+    except ZeroDivisionError:
+        return {"refused": True}  # 0.12 divides by the blocks of a rank that has none
     except (NotImplementedError, AssertionError) as error:
         return {"unplanned": repr(error)}
     if hasattr(planner, "get_kv_cache_capacity"):

@@ -39,6 +39,8 @@ class EngineMemory(Row):
     """Default of --max-num-batched-tokens of the server: as above, and from 160 GiB on."""
     sampler_bytes: Range
     """Bytes for each logit (max_num_seqs x vocabulary) at the peak of the sampler."""
+    dense_sampler_bytes: Range | None
+    """The same of a model without experts and without recurrent states, where it runs otherwise than the others."""
     keeps_expert_buffers: bool
     """Buffers of a mixture of experts stay while the sampler runs."""
     counts_graphs: bool

@@ -83,7 +83,9 @@ def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batc
     experts = any(layer.experts for layer in shape.layers) and engine.keeps_expert_buffers
     kept = forward.sampler_hiddens * hidden
     kept += batch.max_num_batched_tokens * _routed(shape, tensor) * 2 / GIB if experts else 0.0
-    sampler = [size * logits + kept for size in engine.sampler_bytes]
+    dense = all(not layer.experts and layer.mixer not in ("delta", "mamba2") for layer in shape.layers)
+    sizes = engine.dense_sampler_bytes if dense and engine.dense_sampler_bytes else engine.sampler_bytes
+    sampler = [size * logits + kept for size in sizes]
     if engine.first_rank_samples and tensor > 1:
         sampler[0] = 0.0  # the other ranks log what is left on them, and any of these lines may be the one that is read
     encoder = [count * hidden for count in forward.encoder_hiddens] if shape.multimodal else (0.0, 0.0, 0.0)
