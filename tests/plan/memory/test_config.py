@@ -152,6 +152,20 @@ def test_a_cache_that_the_files_were_calibrated_for_is_taken_unless_another_is_t
     assert sizes[0] == sizes[2] == 2 * sizes[1]
 
 
+@pytest.mark.parametrize(
+    ("scaling", "tokens"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}, 32768),
+        ({"type": "linear", "factor": 2}, 16384),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 8192),
+        ({"type": "yarn", "factor": "four"}, 8192),
+        ("none", 8192),
+    ],
+)
+def test_the_context_is_as_long_as_its_positions_are_scaled(scaling: object, tokens: int) -> None:
+    assert shape_of({**BASE, "rope_scaling": scaling}, "a model").max_model_len == tokens
+
+
 def test_the_dense_layers_may_be_listed() -> None:
     own = {"num_experts": 8, "moe_intermediate_size": 512, "mlp_layer_types": ["dense"] + ["sparse"] * 11}
     assert [layer.experts for layer in shape_of({**BASE, **own}, "a model").layers] == [False] + [True] * 11

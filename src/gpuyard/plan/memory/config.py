@@ -88,7 +88,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         intermediate=reader.number("intermediate_size_mlp") or reader.number("intermediate_size") or wanted,
         vocab=vocab,
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", _ties(config)))),
-        max_model_len=reader.number("max_position_embeddings") or 2048,
+        max_model_len=_longest(reader),
         dtype=_dtype(config, text),
         gated=not str(text.get("model_type", "")).startswith(("opt", "gpt2", "gpt_neox", "bloom", "falcon", "phi")),
         attention_gate=bool(text.get("attn_output_gate", "qwen3_next" in str(text.get("model_type", "")))),
@@ -139,6 +139,25 @@ class _Reader:
 
     def refused(self, field: str, why: str, change: str) -> RefusedError:
         return RefusedError("FIT-CONFIG", f"{self.name}: {field}", why, change)
+
+
+def _longest(reader: _Reader) -> int:
+    """Tokens of context, with the scaling of positions that vLLM multiplies by."""
+    told = reader.number("max_position_embeddings") or 2048
+    scaling = cast("object", reader.config.get("rope_scaling") or reader.config.get("rope_parameters"))
+    if not isinstance(scaling, Mapping):
+        return told
+    own = cast("Mapping[str, Any]", scaling)
+    factor, original = own.get("factor"), own.get("original_max_position_embeddings")
+    if not isinstance(factor, int | float) or not 1 <= factor <= 1024:
+        return told
+    match str(own.get("rope_type") or own.get("type")):
+        case "yarn":
+            return int(original * factor) if _whole(original) and original else told
+        case "linear" | "dynamic":
+            return int(told * factor)
+        case _:
+            return told
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
