@@ -132,7 +132,7 @@ def test_other_machines_are_considered_with_a_reason_each(givens: Givens) -> Non
     considered = {item.what: item for item in plan_of(planned_fleet(), givens).pools[0].considered}
     assert considered["p5en.48xlarge: 8 x H200-SXM-141GB"].rule in ("COST-DEARER", "COST-CHEAPER")
     assert considered["p4d.24xlarge: 8 x A100-SXM4-40GB"].usd_per_node_hour
-    assert considered["p3.2xlarge: 1 x V100-SXM2-16GB"].rule == "FIT-MEMORY"
+    assert considered["g6e.xlarge: 1 x L40S"].rule == "FIT-MEMORY"
     assert considered["p3dn.24xlarge: 8 x V100-SXM2-32GB"].rule.startswith("COMPAT-")
     assert all(item.why for item in considered.values())
     priced = [item.usd_per_mtok.value for item in considered.values() if item.usd_per_mtok]

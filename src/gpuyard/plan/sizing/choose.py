@@ -123,15 +123,21 @@ def _candidate(
     gpu, gpus = instance.gpu, instance.gpus
     cost = priced(offer) if offer else None
     models = [free_of(item.model) for item in seats]
-    moved = tuple(
-        seat(item.index, model, item.engine, givens.rooms, gpu, gpus) for item, model in zip(seats, models, strict=True)
-    )
+    moved: tuple[Seat, ...] = ()
 
     def told(rule: str, why: str, each: Figure | None = None, able: bool = False) -> Candidate:
         what = f"{instance.instance}: {gpus} x {gpu}"
         considered = Considered(what=what, rule=rule, why=why, usd_per_node_hour=cost, usd_per_mtok=each)
         return Candidate(instance, moved, cost, able, considered)
 
+    for item in seats:
+        found = judge.findings(_combination(fleet, givens, gpu, item))
+        # What is no longer looked after is so on every machine; `gpuyard check` says it of the fleet.
+        if red := next((finding for finding in found if finding.level == "red" and finding.kind == "works"), None):
+            return told(red.rule, f"has {red.have}; needs {red.need}")
+    moved = tuple(
+        seat(item.index, model, item.engine, givens.rooms, gpu, gpus) for item, model in zip(seats, models, strict=True)
+    )
     for item in moved:
         if item.room is None:
             return told("FIT-UNKNOWN", f"nothing is known of {item.model.name} on {gpu}")
@@ -140,11 +146,6 @@ def _candidate(
             return told(red.rule, f"{item.model.name} on {item.size} GPUs has {red.have}; needs {red.need}")
     if (needed := sum(item.gpus for item in moved)) > gpus:
         return told("SIZE-GPUS", f"its models need {needed} GPUs of a node")
-    for item in moved:
-        found = judge.findings(_combination(fleet, givens, gpu, item))
-        # What is no longer looked after is so on every machine; `gpuyard check` says it of the fleet.
-        if red := next((finding for finding in found if finding.level == "red" and finding.kind == "works"), None):
-            return told(red.rule, f"has {red.have}; needs {red.need}")
     if cost is None:
         return told("COST-PRICE", "no price in this region and purchase")
     each = score(ground, givens, gpu, gpus, cost, models, moved)
