@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gpuyard.cli import app
 from gpuyard.cli.play import Told, played
 from gpuyard.cli.rollout import runbook
-from gpuyard.cli.upgrade import words_of
+from gpuyard.cli.upgrade import last_change, the_run, words_of
 from gpuyard.upgrade import record
 from gpuyard.upgrade.record import RecordError
 from gpuyard.upgrade.report import html
@@ -135,6 +135,17 @@ def test_an_edited_record_is_no_run(tmp_path: Path, moment: Any) -> None:
     file.write_text(file.read_text().replace('"attempts":1', '"attempts":2', 1))
     with pytest.raises(RecordError, match="RECORD-BROKEN"):
         run_of(file)
+
+
+def test_a_run_that_found_nothing_to_do_is_nothing_to_go_back_from(tmp_path: Path, moment: Any) -> None:
+    """`gpuyard upgrade driver`, again to see that all is done, and then back: back from the first one."""
+    recorded(tmp_path / ".gpuyard", moment, {"n0": GOOD})
+    empty = tmp_path / ".gpuyard/runs/20261102T120000Z-driver-bbbb/record.jsonl"
+    claim = {**CLAIM, "run": empty.parent.name}
+    record.append(empty, claim)
+    record.append(empty, {**claim, "event": "released", "result": "done"})
+    assert the_run(tmp_path, None).id == claim["run"]
+    assert last_change(tmp_path).id == CLAIM["run"]
 
 
 def test_a_resumed_run_is_asked_for_as_it_was(tmp_path: Path, moment: Any) -> None:

@@ -176,7 +176,8 @@ def rollback(
     """Bring the nodes on which a run has changed the driver back to the one that they came from."""
     with refusals_told(as_json):
         project = project_of()
-        found, last = the_run(project, run), the_run(project, None)
+        last = last_change(project)
+        found = the_run(project, run) if run else last
         nodes = sorted(name for name, walk in found.walks.items() if walk.state == "upgrade-done")
         if found.id != last.id:
             why = f"run {last.id} came after it, and a node remembers one way back"
@@ -245,6 +246,11 @@ def the_run(project: Path, name: str | None) -> Run:
         change = f"the last are {known}; a run is recorded where its operator was"
         raise RecordError("RECORD-MISSING", f"run {name or ''}".strip(), "it was not begun from this project", change)
     return run_of(found[name])
+
+
+def last_change(project: Path) -> Run:
+    """The last run in which a node was begun; one that found nothing to do is nothing to go back from."""
+    return next((run for run in map(run_of, records(project)) if run.walks), None) or the_run(project, None)
 
 
 def words_of(run: Run) -> dict[str, str]:
