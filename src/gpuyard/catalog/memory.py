@@ -22,7 +22,9 @@ class EngineMemory(Row):
     since: Dotted
     utilization: float
     """Default of --gpu-memory-utilization."""
-    planner: Literal["one-group", "groups", "groups-1.25", "groups-1.5", "padded", "padded-null"]
+    planner: Literal[
+        "one-group", "groups", "groups-1.25", "groups-first", "stages-first", "groups-1.5", "padded", "padded-null"
+    ]
     tokens_by_concurrency: bool
     """It prints max_concurrency x max_model_len; before: blocks of one group x its block size."""
     states_per_request: int

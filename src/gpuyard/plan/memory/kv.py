@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["full", "mla", "sliding", "chunked", "mamba"]
-Planner = Literal["one-group", "groups", "groups-1.25", "groups-1.5", "padded", "padded-null"]
+Planner = Literal[
+    "one-group", "groups", "groups-1.25", "groups-first", "stages-first", "groups-1.5", "padded", "padded-null"
+]
 """one-group: every layer keeps every token. groups: layers of different kinds share a pool of equal pages.
 groups-1.25, groups-1.5: the same with larger groups where kinds are nearly even, and pages made equal by larger blocks.
+groups-first, stages-first: as groups-1.25, but a start asks for the first group's blocks only; for all layers on each
+stage, or for the stage's own.
 padded: pages that do not divide are padded too. padded-null: and one block is kept back."""
 
 
@@ -79,6 +83,11 @@ class Blocks:
     """The engine starts: one request of max_model_len fits on every rank."""
 
 
+_BY_LAYER = ("one-group", "groups", "groups-1.25")
+"""A start asks for what every layer needs by itself."""
+_WHOLE = ("groups", "groups-1.25", "groups-first")
+"""A group of several specs is not cut into stages."""
+
 Rank = Sequence[tuple[str, Spec]]
 """The layers of one rank by name; ranks of one pipeline stage have the same."""
 
@@ -104,19 +113,25 @@ def plan(
         # These versions ask for the memory first, so that a model too large for it is told that.
         least = [_all_kept(rank, max_model_len, in_flight_tokens) for rank in ranks]
         short = any(need > memory for need, memory in zip(least, available, strict=True))
-        if planner in ("one-group", "groups") and short:
+        if planner in _BY_LAYER and short:
             return Blocks(0, 0, 0.0, 0, 0, max(least), False)
         raise
     own = [[_on_rank(group, {name for name, _ in rank}) for group in groups] for rank in ranks]
     sizes = [max(sum(spec.page_bytes for spec in group.specs) for group in parts) for parts in own]
-    if planner == "groups" and len(groups) == 1 and len(set(groups[0].specs)) > 1:
+    if planner in _WHOLE and len(groups) == 1 and len(set(groups[0].specs)) > 1:
         # A group of several specs is not cut into stages: each stage pays for all layers.
         sizes = [sum(spec.page_bytes for spec in groups[0].specs)] * len(ranks)
     blocks = [max(memory, 0) // size if size else None for memory, size in zip(available, sizes, strict=True)]
     num_blocks = min(count for count in blocks if count is not None)
-    per_request = sum(max(s.blocks_per_request(max_model_len, in_flight_tokens) for s in g.specs) for g in groups)
-    if planner in ("one-group", "groups"):
+    each = [max(spec.blocks_per_request(max_model_len, in_flight_tokens) for spec in group.specs) for group in groups]
+    first, per_request = each[0], sum(each)
+    if planner in _BY_LAYER:
         needed = [_all_kept(rank, max_model_len, in_flight_tokens) for rank in ranks]
+    elif planner == "groups-first":
+        needed = [first * max(sum(spec.page_bytes for spec in group.specs) for group in groups)] * len(ranks)
+        available = [min(available)] * len(ranks)
+    elif planner == "stages-first":
+        needed = [first * size for size in sizes]
     else:
         needed = [(per_request + (planner == "padded-null")) * size for size in sizes]
     concurrency = num_blocks / per_request
@@ -149,7 +164,7 @@ def groups_of(planner: Planner, layers: dict[str, Spec]) -> list[Group]:
     for name, spec in layers.items():
         kinds.setdefault(spec, []).append(name)
     fewest, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
-    slack = {"groups": 0.0, "groups-1.25": 1.25}.get(planner, 1.5)
+    slack = {"groups": 0.0, "groups-1.25": 1.25, "groups-first": 1.25, "stages-first": 1.25}.get(planner, 1.5)
     size = most if most < fewest * slack else fewest
     groups: list[Group] = []
     for spec, names in kinds.items():
