@@ -21,7 +21,7 @@ ROLES = sorted(path.name for path in (PROJECT / "roles").iterdir())
 PLAYBOOKS = sorted(
     "gpuyard.fleet." + ".".join(path.relative_to(PROJECT / "playbooks").with_suffix("").parts)
     for path in (PROJECT / "playbooks").rglob("*.yml")
-    if path.parent.name != "tasks"
+    if "tasks" not in path.parts
 )
 
 
