@@ -110,6 +110,12 @@ bench-resume: ## try RUNS random histories of crashes in the model of a fleet, a
 	@tools/setup venv
 	@. ./activate && GPUYARD_HISTORIES=$(RUNS) pytest -q -s tests/upgrade/test_histories.py
 
+.PHONY: bench-crashes
+bench-crashes: CASES = 0
+bench-crashes: ## break off a driver upgrade in every state and every way, or in CASES of them, and see that the same command ends it
+	@tools/setup $(LAB)
+	@. ./activate && python tools/bench_upgrade_crashes.py --sample $(CASES)
+
 .PHONY: bench-answers
 bench-answers: RUNS = 200
 bench-answers: setup ## ask the answer gate RUNS times of engines that did not change, under other users' load: no alarm may be raised

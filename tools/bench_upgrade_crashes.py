@@ -1,7 +1,7 @@
 """Break off a driver upgrade in every state, in every way, and see that the same command comes to the same end.
 
-The fleet is made for it: three GPU nodes with simulated engines, and load (`gpuyard bench load`) all the while. One node
-goes to the other driver, by upgrade_driver.yml and by rollback_driver.yml in turn; when it comes to a state, or some
+The fleet is made for it: three GPU nodes with simulated engines, and load (`gpuyard bench load`) all the while. One
+node goes to the other driver, by upgrade_driver.yml and by rollback_driver.yml in turn; when it comes to a state, or some
 seconds later, something happens: the operator is killed, the node loses its power, the node is cut off, or the gateway
 is restarted. Then the same command is run until it comes to its end. A case is as expected if the node has the driver
 that was asked for (or, broken off on its way home, the one from before), its packages were put on once, every
@@ -136,7 +136,8 @@ class Bench:
                 came = operator.poll() is None
                 time.sleep(case.delay)
                 self.happens(case.event, operator)
-                operator.wait(timeout=900)
+                with suppress(subprocess.TimeoutExpired):
+                    operator.wait(timeout=600)
             finally:
                 if operator.poll() is None:
                     os.killpg(operator.pid, signal.SIGKILL)
@@ -179,10 +180,8 @@ class Bench:
             found.append("it ended before it came to that state")
         if note["state"] != rest:
             found.append(f"it rests at {note['state']}, not at {rest}: {note.get('reason', '')[:80]}")
-        versions = {
-            self.loaded(),
-            *self.own.on(self.node, "nvidia-smi --query-gpu=driver_version --format=csv,noheader").split(),
-        }
+        asked = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+        versions = {self.loaded(), *self.own.on(self.node, asked).split()}
         if versions != {expected}:
             found.append(f"it has {', '.join(sorted(versions))}, not {expected}")
         puts = self.own.on(self.node, INSTALLED.format(mark=mark)).split()
