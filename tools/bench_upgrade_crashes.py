@@ -2,11 +2,11 @@
 
 The fleet is made for it: three GPU nodes with simulated engines, and load (`gpuyard bench load`) all the while. One
 node goes to the other driver, by upgrade_driver.yml and by rollback_driver.yml in turn; when it comes to a state, or
-some seconds later, something happens: the operator is killed, the node loses its power, the node is cut off, or the gateway
-is restarted. Then the same command is run until it comes to its end. A case is as expected if the node has the driver
-that was asked for (or, broken off on its way home, the one from before), its packages were put on once, every
-server is up, and no request was lost where the operator alone died: who is served by a node or a gateway that loses its
-power is not to be helped.
+some seconds later, something happens: the operator is killed, the node loses its power, the node is cut off, or the
+gateway is restarted. Then the same command is run until it comes to its end. A case is as expected if the node has
+the driver that was asked for (or, broken off on its way home, the one from before), its packages were put on once,
+every server is up, and no request was lost where the operator alone died: who is served by a node or a gateway that
+loses its power is not to be helped.
 
 Usage: python tools/bench_upgrade_crashes.py [--sample N] [--seed N]
 Exit code 0 only if every case ends as expected.
