@@ -35,7 +35,6 @@ from gpuyard.lab.own_fleet import LOST, CommandError, OwnFleet, load, own_fleet,
 from tools.bench_upgrade import NEW, OLD, QUICK, ROLLBACK, UPGRADE, lock, nodes_of
 from tools.project import PROJECT
 
-NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 STATES = (
     "drain-required",
     "driver-install-required",
@@ -103,9 +102,7 @@ class Bench:
         self.own.done("gpuyard", "lab", verb, "--stack", self.own.stack, *words)
 
     def note(self) -> dict[str, Any]:
-        with suppress(CommandError, ValueError):
-            return json.loads(self.own.on(self.node, f"cat {NOTE}"))
-        return {"state": ""}
+        return {"state": "", "reason": "", **self.own.note(self.node)}
 
     def line(self) -> tuple[str, ...]:
         playbook = (UPGRADE if self.has == OLD else ROLLBACK)[1]

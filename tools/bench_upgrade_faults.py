@@ -13,7 +13,6 @@ Exit code 0 only if every row ends as expected.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import signal
@@ -37,7 +36,6 @@ from gpuyard.upgrade import record
 from tools.bench_upgrade import NEW, OLD, QUICK, UPGRADE, lock, nodes_of
 from tools.project import PROJECT
 
-NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 REFUSED, ROLLED_BACK, QUARANTINED, RESUMED = "refused", "rolled back", "quarantined", "resumed"
 RULE = re.compile(r"\b(APT|DRIVER|UPGRADE)-[A-Z-]+: ")
 REST = {ROLLED_BACK: "rollback-done", QUARANTINED: "rollback-failed", RESUMED: "upgrade-done"}
@@ -138,9 +136,7 @@ class Bench:
         return "controller" if row.fault == "program-killed" else self.node
 
     def note(self) -> dict[str, Any]:
-        with suppress(CommandError, ValueError):
-            return json.loads(self.own.on(self.node, f"cat {NOTE}"))
-        return {"state": "", "reason": ""}
+        return {"state": "", "reason": "", **self.own.note(self.node)}
 
     def play(self) -> subprocess.Popen[bytes]:
         words = ("ansible-playbook", "-i", f"inventories/{self.own.stack}", UPGRADE[1], "--limit", self.node, *QUICK)
@@ -217,7 +213,7 @@ class Bench:
             with suppress(CommandError):
                 self.lab("mend", "--all", place)
         if end == QUARANTINED:
-            self.own.on(self.node, f"rm {NOTE}")
+            self.own.on(self.node, "rm /var/lib/gpuyard/driver-upgrade.json")
             lock(self.own, OLD)
             self.own.played("site", "--limit", self.node)
             self.own.played("operate/undrain_node", "--limit", self.node)

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.lab
 STACK = "change"
 NODES = [f"{STACK}-chat-{index}" for index in range(3)]
 FIRST, SECOND, THIRD = "580.105.08", "580.126.20", "590.44.01"
-NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,6 @@ def fleet() -> Iterator[OwnFleet]:
         lock(own, FIRST)
         own.done("gpuyard", "lab", "up", "--stack", STACK)
         yield own
-
-
-def note(own: OwnFleet, node: str) -> dict[str, Any]:
-    return json.loads(own.on(node, f"cat {NOTE}"))
 
 
 def upgrade(own: OwnFleet, *words: str) -> Any:
@@ -174,7 +169,7 @@ def test_a_serving_fleet_comes_to_another_driver_though_its_operator_is_killed_o
             until(lambda: set(runs.iterdir()) - before, operator)
             second = upgrade(fleet)
             assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
-            until(lambda: note(fleet, NODES[0])["state"] == "driver-install-required", operator)
+            until(lambda: fleet.note(NODES[0]).get("state") == "driver-install-required", operator)
         with no_repository(fleet):
             gone_on = upgrade(fleet)
         wait("all nodes to be up again", lambda: samples()[-1].up())
@@ -182,7 +177,7 @@ def test_a_serving_fleet_comes_to_another_driver_though_its_operator_is_killed_o
     assert gone_on.rc == 0, gone_on.output
     assert f"begun: {NODES[0]}" in gone_on.output
     assert drivers(fleet) == [SECOND] * 3
-    first = note(fleet, NODES[0])
+    first = fleet.note(NODES[0])
     assert (first["state"], first["attempts"], first["previous"]["version"]) == ("upgrade-done", 2, FIRST)
     for node in NODES:
         assert list(dict.fromkeys(walked(fleet, node))) == [*WAY, *DONE]
@@ -201,7 +196,7 @@ def test_what_a_run_changed_goes_back_with_a_command_paused_and_gone_on_with(fle
     with load(fleet) as told, no_repository(fleet):
         log = (fleet.project / ".gpuyard/rollback.log").open("w+")
         command = subprocess.Popen(words, cwd=fleet.project, stdout=log, stderr=log)
-        until(lambda: note(fleet, NODES[0])["state"] == "drain-required" and note(fleet, NODES[0])["back"], command)
+        until(lambda: fleet.note(NODES[0]).get("state") == "drain-required" and fleet.note(NODES[0])["back"], command)
         command.send_signal(signal.SIGINT)
         command.wait(timeout=300)
         log.seek(0)
@@ -234,10 +229,10 @@ def test_a_node_that_cannot_have_the_driver_goes_back_and_no_other_is_touched(fl
     assert "UPGRADE-ROLLED-BACK" in refused.output
     assert "change-chat-1 could not prove driver 590.44.01" in " ".join(refused.output.split())
     assert drivers(fleet) == [THIRD, FIRST, FIRST]
-    left = note(fleet, NODES[1])
+    left = fleet.note(NODES[1])
     assert (left["state"], left["previous"]["version"]) == ("rollback-done", FIRST)
     assert "APT-FAILED" in left["reason"]
-    assert note(fleet, NODES[2])["state"] == "upgrade-required"
+    assert fleet.note(NODES[2])["state"] == "upgrade-required"
     assert told["lossless"], told
     status = json.loads(fleet.done("gpuyard", "lab", "status", "--stack", STACK, "--json").output)
     assert [row["gateway"] for row in status if row["node"] in NODES] == ["UP"] * 3
@@ -272,7 +267,7 @@ def test_engines_come_to_other_settings_as_a_driver_does_and_slower_ones_go_back
     assert "UPGRADE-ROLLED-BACK" in refused.output, refused.output
     assert "ANSWERS-SLOW" in refused.output
     assert settings() == ["9"] * 3
-    left = json.loads(fleet.on(NODES[0], "cat /var/lib/gpuyard/engine-upgrade.json"))
+    left = fleet.note(NODES[0], "engine")
     assert (left["state"], left["kind"]) == ("rollback-done", "engine")
     assert told["requests"] > 300
     assert told["lossless"], told

@@ -35,7 +35,6 @@ from gpuyard.upgrade.rehearsal import Drivers, RehearsalError, Scaled, Scene, ht
 from gpuyard.upgrade.runs import run_of
 
 STACK = "rehearsal"
-NOTE = "/var/lib/gpuyard/driver-upgrade.json"
 WEIGHTS = "smollm2-135m-instruct"
 RATE = 10
 """Requests a second."""
@@ -150,7 +149,7 @@ class Rehearsal:
             return self.own.run("ansible-playbook", *self.line())
 
         def came(run: Run) -> str:
-            state = self.note(self.gpu_nodes[0]).get("state")
+            state = self.own.note(self.gpu_nodes[0]).get("state")
             if run.rc and state == "rollback-done" and self.all_on(self.drivers.before):
                 return "rolled back, no other node touched"
             return f"ended with {run.rc}, the node at {state}"
@@ -173,7 +172,7 @@ class Rehearsal:
             state = "driver-install-required"
 
             def there() -> bool:
-                return operator.poll() is not None or self.note(self.gpu_nodes[0]).get("state") == state
+                return operator.poll() is not None or self.own.note(self.gpu_nodes[0]).get("state") == state
 
             try:
                 wait(state, there, 600)
@@ -184,7 +183,7 @@ class Rehearsal:
             return self.own.run("ansible-playbook", *self.line())
 
         def came(run: Run) -> str:
-            attempts = self.note(self.gpu_nodes[0]).get("attempts", 0)
+            attempts = self.own.note(self.gpu_nodes[0]).get("attempts", 0)
             done = run.rc == 0 and self.all_on(self.drivers.after) and attempts > 1
             return "gone on, every node done" if done else f"ended with {run.rc}, after {attempts} attempt(s)"
 
@@ -215,11 +214,6 @@ class Rehearsal:
     def line(self, playbook: str = "upgrade_driver") -> list[str]:
         values = [word for name, value in self.words.items() for word in ("-e", f"{name}={value}")]
         return ["-i", f"inventories/{STACK}", f"playbooks/operate/{playbook}.yml", *values]
-
-    def note(self, node: str) -> dict[str, Any]:
-        said = self.own.on(node, f"cat {NOTE} 2>/dev/null || echo '{{}}'")
-        found: dict[str, Any] = json.loads(said)
-        return found
 
     def all_on(self, driver: str) -> bool:
         line = "modinfo -F version nvidia; nvidia-smi --query-gpu=driver_version --format=csv,noheader"

@@ -101,6 +101,15 @@ class OwnFleet:
         argv = ("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--", line)
         return self.well(argv, self.asked(*argv)).output
 
+    def note(self, node: str, kind: str = "driver") -> dict[str, Any]:
+        """The note of a node's last change of that kind; empty where there is none, or no answer from the node."""
+        words = ("gpuyard", "lab", "ssh", "--stack", self.stack, node, "--")
+        ran = self.asked(*words, f"cat /var/lib/gpuyard/{kind}-upgrade.json")
+        try:
+            return json.loads(ran.output) if ran.rc == 0 else {}
+        except ValueError:
+            return {}
+
     def well(self, argv: Sequence[str], ran: Run) -> Run:
         if ran.rc:
             raise CommandError(f"`{' '.join(argv)}` ended with {ran.rc}:\n{ran.output}")
