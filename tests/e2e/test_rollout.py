@@ -1,4 +1,7 @@
-"""A driver upgraded under load: it comes, it goes back where it cannot, and a killed operator goes on."""
+"""Driver and engines changed under load: they come, they go back where they cannot, and a killed operator goes on.
+
+Its name has it run before the fleet with the real engine comes up, whose idle workers take half a processor.
+"""
 
 from __future__ import annotations
 
