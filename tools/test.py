@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-# Where a process that runs some of the parts beside others writes their reports.
 REPORTS = "GPUYARD_TEST_REPORTS"
+REPORTS_FILE = os.environ.pop(REPORTS, "")
+"""Where a process that runs some of the parts beside others writes their reports; what it runs is not told of it."""
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 CHECKS: Mapping[str, Sequence[str]] = {
@@ -246,7 +247,7 @@ def ended(command: Sequence[str], seconds: int, output: object = None, more: Map
         stderr=subprocess.STDOUT if output else None,
         start_new_session=True,
     )
-    if REPORTS in os.environ:
+    if REPORTS_FILE:
         # Linux shares the processors out among sessions first, and a session's own niceness does not count there.
         with suppress(OSError):
             Path(f"/proc/{child.pid}/autogroup").write_text("10")
@@ -368,8 +369,8 @@ def main(names: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", flush=True)
         return 130
-    if path := os.environ.get(REPORTS):
-        Path(path).write_text(json.dumps({name: asdict(report) for name, report in reports.items()}))
+    if REPORTS_FILE:
+        Path(REPORTS_FILE).write_text(json.dumps({name: asdict(report) for name, report in reports.items()}))
     else:
         print(summary({name: reports[name] for name in known if name in reports}, took), flush=True)
     return 1 if any(report.failed for report in reports.values()) else 0
