@@ -64,7 +64,7 @@ def refuse_other_models(found: dict[str, dict[str, Any]], models: list[dict[str,
 
 def keep(root: Path) -> bool:
     """Copy all of them aside, whole or not at all; whether what lay there was another set."""
-    now = {str(path.relative_to(root)): _digest(path) for path in files(root)}
+    now = _now(root)
     kept = root / KEPT
     if now == _manifest(kept):
         return False
@@ -91,7 +91,7 @@ def restore(root: Path) -> list[str]:
     for name, digest in manifest.items():
         if not (kept / name).is_file() or _digest(kept / name) != digest:
             raise SettingsError(f"ENGINE-KEPT: /{KEPT}/{name} is not the file that was kept. Bring it with site.yml")
-    now = {str(path.relative_to(root)): _digest(path) for path in files(root)}
+    now = _now(root)
     changed = sorted(name for name in {*now, *manifest} if now.get(name) != manifest.get(name))
     for name in changed:
         path = root / name
@@ -104,6 +104,11 @@ def restore(root: Path) -> list[str]:
         half.replace(path)
         _sync(path.parent)
     return changed
+
+
+def _now(root: Path) -> dict[str, str]:
+    """What lies on the node: SHA-256 of each file, by its path below the root."""
+    return {str(path.relative_to(root)): _digest(path) for path in files(root)}
 
 
 def _manifest(kept: Path) -> dict[str, str]:

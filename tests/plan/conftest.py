@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +13,26 @@ import pytest
 from gpuyard.catalog import load_catalog, load_instances
 from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
+from gpuyard.cli import main
 from gpuyard.plan.sizing.givens import Givens
 from gpuyard.plan.sizing.room import CatalogRooms
 from gpuyard.spec.fleet import Fleet
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gpuyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command: its exit code, standard output and standard error."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gpuyard", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        told = capsys.readouterr()
+        return int(exit_.value.code or 0), told.out, told.err
+
+    return run
 
 
 @pytest.fixture

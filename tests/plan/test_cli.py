@@ -2,38 +2,24 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpuyard.cli import main, plan
+from gpuyard.cli import plan
 from gpuyard.plan.lock import load_lock
 from gpuyard.plan.rules import RULES
 from gpuyard.spec.schema import fleet_schema_text
 
+from .conftest import Command
+
 PROJECT = Path(__file__).parents[2]
 
 
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def gpuyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command: its exit code, standard output and standard error."""
-
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
     # Branches end and fleets stop accepting; what these tests tell does not.
-    monkeypatch.setattr(plan, "_today", lambda: "2026-11-25")
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpuyard", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        told = capsys.readouterr()
-        return int(exit_.value.code or 0), told.out, told.err
-
-    return run
+    monkeypatch.setattr(plan, "today", lambda: "2026-11-25")
 
 
 @pytest.fixture

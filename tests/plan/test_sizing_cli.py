@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from gpuyard.cli import main, sizing
+from gpuyard.cli import sizing
 from gpuyard.plan.sizing.rules import RULES
+
+from .conftest import Command
 
 PROJECT = Path(__file__).parents[2]
 
-Command = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def gpuyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    monkeypatch.setattr(sizing, "_today", lambda: "2026-11-29")
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpuyard", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        told = capsys.readouterr()
-        return int(exit_.value.code or 0), told.out, told.err
-
-    return run
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "today", lambda: "2026-11-29")
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def compat(
 ) -> None:
     """Judge a combination without a fleet: what is not told is not judged."""
     with refusals_told(as_json):
-        judge = Judge(load_catalog(), _today())
+        judge = Judge(load_catalog(), today())
         if table:
             _judge_table(judge, table, as_json)
             return
@@ -181,7 +181,7 @@ def explain(rule: Annotated[str, typer.Argument(metavar="RULE-ID")], as_json: As
             near = names.nearest(rule.upper(), (*RULES, *PLAN_RULES))
             known = f"known are {', '.join((*RULES, *PLAN_RULES))}"
             raise RefusedError("EXPLAIN-RULE", f"the rule {rule}", known, f"did you mean {near}?")
-        judge = Judge(load_catalog(), _today())
+        judge = Judge(load_catalog(), today())
         fits, fails = (
             " ".join(f"{part}={name}" for part, name in words.items()) for words in (found.fits, found.fails)
         )
@@ -389,10 +389,10 @@ def _lock_before(path: Path, fleet: str) -> Lock | None:
 
 
 def _world(fleet: Path) -> World:
-    return World(load_catalog(), _requirements(fleet), _today())
+    return World(load_catalog(), _requirements(fleet), today())
 
 
-def _today() -> str:
+def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 

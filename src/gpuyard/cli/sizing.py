@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from ruamel.yaml import YAML
 
-from gpuyard.cli.plan import AsJson, FleetFile
+from gpuyard.cli.plan import AsJson, FleetFile, today
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.cli.write import write
 from gpuyard.spec.errors import RefusedError
@@ -67,7 +66,7 @@ def plan(
             market=load_market(),
             instances=load_instances(),
             rooms=CatalogRooms(catalog, load_memory(), load_shapes(), list(read_rows(learned)) if learned else ()),
-            today=_today(),
+            today=today(),
             measured=measured,
         )
         if choose:
@@ -83,10 +82,6 @@ def plan(
             tell(made, page)
         if made.verdict == "red":
             raise typer.Exit(FINDINGS)
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 def _spec_text(fleet: Fleet) -> str:

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpuyard.catalog.memory import load_memory
-from gpuyard.cli import main
 from gpuyard.cli.models import known_shape
 from gpuyard.plan.memory.budget import Board
 from gpuyard.plan.memory.fit import Settings, fit
 
+from ..conftest import Command
+
 STARTS = Path(__file__).parent / "starts.csv"
-Command = Callable[..., tuple[int, str, str]]
 LLAMA = ("--model", "meta-llama/Llama-3.1-8B-Instruct", "--gpu", "H100-SXM5-80GB")
 KEYS = {
     "fits", "weights_gib", "activation_gib", "non_torch_gib", "cudagraph_gib", "kv_cache_gib", "kv_cache_gib_low",
     "kv_cache_gib_high", "kv_cache_tokens", "num_blocks", "max_concurrency", "findings",
 }  # fmt: skip
-
-
-@pytest.fixture
-def gpuyard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpuyard", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        told = capsys.readouterr()
-        return int(exit_.value.code or 0), told.out, told.err
-
-    return run
 
 
 def test_what_fits_exits_0_and_tells_every_share(gpuyard: Command) -> None:
