@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,16 +29,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpuyard.lab.own_fleet import OwnFleet
+from gpuyard.lab.own_fleet import CommandError, OwnFleet, wait
 from gpuyard.spec.loader import load_fleet
 from tools.project import PROJECT
 
 OUTCOMES = ("complete", "failed", "truncated", "duplicated", "wrong")
 DROP_IN = "/run/systemd/system/vllm@.service.d/zz-bench-drain.conf"
-
-
-class BenchError(Exception):
-    """The bench could not do what it measures; nothing is concluded."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,8 @@ class Drill:
         told = self.on(self.gateway, "python3 /usr/local/lib/gpuyard/gateway_state.py servers")
         return {server["server"]: server["status"] for server in json.loads(told)}
 
-    def wait(self, what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                raise BenchError(f"waited {seconds:.0f} s for {what}")
-            time.sleep(0.5)
-
     def all_up(self) -> None:
-        self.wait("all engines to be up at the gateway", lambda: set(self.servers().values()) == {"UP"})
+        wait("all engines to be up at the gateway", lambda: set(self.servers().values()) == {"UP"})
 
     def restart(self, node: str, when: str = "true") -> None:
         """Restart the node's engines as soon as a shell line there succeeds, after 30 s at the latest."""
@@ -102,14 +91,14 @@ class Drill:
         before = self.on(node, pids)
         self.on(node, f"for i in $(seq 600); do {when} && break; sleep 0.05; done; systemctl restart {self.units}")
         if self.on(node, pids) == before:
-            raise BenchError(f"the engines of {node} still run as {before.split()}: they were not restarted")
+            raise CommandError(f"the engines of {node} still run as {before.split()}: they were not restarted")
 
     def restart_drained(self, node: str) -> None:
         reload = "systemctl reload haproxy"
         self.on(self.gateway, reload)
         with ThreadPoolExecutor(1) as beside:
             drain = beside.submit(self.playbook, "drain_node", node)
-            self.wait(f"{node} to be closed", lambda: drain.done() or self.servers()[node] != "UP")
+            wait(f"{node} to be closed", lambda: drain.done() or self.servers()[node] != "UP")
             self.on(self.gateway, reload)
             drain.result()
         self.restart(node)
@@ -162,11 +151,13 @@ class Drill:
                 return ledger.read_bytes().count(b"\n") if ledger.is_file() else 0
 
             try:
-                self.wait("the load to begin", lambda: child.poll() is not None or booked() > 2 * rate)
+                wait("the load to begin", lambda: child.poll() is not None or booked() > 2 * rate)
                 yield
-                self.wait("the load to end", lambda: child.poll() is not None or booked() >= requests, 1200)
+                wait("the load to end", lambda: child.poll() is not None or booked() >= requests, 1200)
                 if child.poll() is not None:
-                    raise BenchError(f"the load ended by itself with {child.returncode}: {answer.read_text()[-1000:]}")
+                    raise CommandError(
+                        f"the load ended by itself with {child.returncode}: {answer.read_text()[-1000:]}"
+                    )
                 # The first one lets what runs end.
                 child.send_signal(signal.SIGINT)
                 child.wait(180)

@@ -115,7 +115,7 @@ class Bench:
         if home:
             # Packages that are kept know of no fault of the repository's, so they are fetched anew.
             self.own.on(self.node, f"rm -rf /var/lib/gpuyard/packages/{after}; apt-get clean")
-            self.lab("break", self.node, "dkms-build-fails", f"version={after}")
+            self.lab("break", self.node, "postinst-fails")
         expected = before if home else after
         mark = self.own.on(self.node, "date +%s").strip()
         tries = 0
@@ -140,7 +140,7 @@ class Bench:
                     os.killpg(operator.pid, signal.SIGKILL)
                     operator.wait()
             if home:
-                self.lab("mend", self.node, "dkms-build-fails")
+                self.lab("mend", self.node, "postinst-fails")
             while self.note()["state"] not in ("upgrade-done", "rollback-done") and tries < TRIES:
                 tries += 1
                 self.own.run(*line)

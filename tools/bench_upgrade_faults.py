@@ -85,15 +85,27 @@ ROWS = (
     Row("gpu-missing", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-init-fails", (), INSTALL, BACK, ROLLED_BACK),
     Row("nvml-hangs", (), INSTALL, BACK, ROLLED_BACK),
+    Row("nouveau", (), INSTALL, BACK, ROLLED_BACK),
+    Row("fabricmanager-mismatch", (), INSTALL, BACK, ROLLED_BACK),
     Row("fabricmanager-dead", (), PROVE, BACK, ROLLED_BACK),
+    Row("gpu-lost", (), PROVE, BACK, ROLLED_BACK),
+    Row("devices-gone", (), PROVE, BACK, ROLLED_BACK),
+    Row("read-only", ("path=/usr",), INSTALL, BACK, ROLLED_BACK),
     Row("ecc", (), PROVE, BACK, ROLLED_BACK),
     Row("pcie-narrow", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-crash-loop", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-cuda-error", (), INSTALL, BACK, ROLLED_BACK),
+    Row("engine-hangs", (), PROVE, BACK, ROLLED_BACK),
+    Row("engine-stopped", (), PROVE, BACK, ROLLED_BACK),
     Row("engine-wrong-tokens", ("rate=0.01",), INSTALL, BACK, ROLLED_BACK),
     Row("engine-slow", ("factor=1.25",), INSTALL, BACK, ROLLED_BACK),
     Row("xid", ("code=119",), SOAK, BACK, ROLLED_BACK),
     Row("xid", ("code=48",), SOAK, BACK, ROLLED_BACK),
+    Row("remap-failure", (), SOAK, BACK, ROLLED_BACK),
+    Row("nvlink-down", (), SOAK, BACK, ROLLED_BACK),
+    Row("recovery-action", (), SOAK, BACK, ROLLED_BACK),
+    Row("gpu-hot", (), SOAK, BACK, ROLLED_BACK),
+    Row("clocks-low", (), SOAK, BACK, ROLLED_BACK),
     # Of the node: there with either driver.
     Row("engine-wrong-tokens", ("rate=0.02",), INSTALL, "", QUARANTINED),
     # Of whoever changes it, of its power, or of its daemons: the change comes to its end all the same.
@@ -102,6 +114,7 @@ ROWS = (
     Row("program-killed", (), PROVE, "", RESUMED),
     Row("power-cut", (), INSTALL, "", RESUMED),
     Row("power-cut", (), PROVE, "", RESUMED),
+    Row("partition", (), INSTALL, "", RESUMED),
 )
 
 
@@ -150,7 +163,8 @@ class Bench:
         try:
             return self.walk(row)
         except CommandError as error:
-            self.tidy(RESUMED)
+            with suppress(CommandError):
+                self.tidy(RESUMED)
             nothing = dict.fromkeys(("requests", *LOST), 0)
             return Ended(row, "broken off", str(error), None, None, {**nothing, "lossless": False})
 

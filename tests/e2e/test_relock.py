@@ -88,10 +88,11 @@ class Relock:
         assert wish.driver in refused.output
 
     def converge(self) -> None:
-        """The driver changes in its own way, all else by site.yml. The only node there is, proven by a real engine."""
+        """Driver and engine, each in its own way, on the only node there is, proven by a real engine."""
         words = ("--yes", "--accept-downtime", "--soak", "0s", "--stack", self.own.stack)
-        self.own.done("gpuyard", "upgrade", "driver", *words)
-        self.own.played("site", "--limit", CHAT)
+        for kind in ("driver", "engine"):
+            self.own.done("gpuyard", "upgrade", kind, *words)
+            assert self.own.note(CHAT, kind)["state"] == "upgrade-done"
         self.own.played("verify")
         for node in NODES:
             told = json.loads((self.own.project / f".gpuyard/verify/{node}.json").read_text())

@@ -20,7 +20,7 @@ from gpuyard.lab.own_fleet import OwnFleet, Run, load, own_fleet, wait
 from gpuyard.upgrade import record
 from tools.bench_drain import WAYS, Drill
 from tools.bench_upgrade import NAIVE, QUICK, UPGRADE, drivers, lock, spans, walk, watched
-from tools.project import PROJECT
+from tools.project import PROJECT, files_of, landed
 
 from .conftest import MODEL
 
@@ -33,10 +33,15 @@ FIRST, SECOND, THIRD = "580.105.08", "580.126.20", "590.44.01"
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[OwnFleet]:
-    """Three GPU nodes with simulated engines, on an older driver."""
+    """Three GPU nodes with simulated engines, on an older driver: brought up as the last landed state does, then
+    converged by this one, as it comes to a fleet that is there."""
     with own_fleet(STACK, PROJECT) as own:
         lock(own, FIRST)
-        own.done("gpuyard", "lab", "up", "--stack", STACK)
+        with files_of(landed()) as before:
+            own.take_hands(before)
+            own.done("gpuyard", "lab", "up", "--stack", STACK)
+        own.take_hands(PROJECT)
+        own.played("site")
         yield own
 
 

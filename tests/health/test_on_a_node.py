@@ -104,6 +104,9 @@ def test_a_healthy_node_exits_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_a_tool_that_hangs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "DEADLINE_SECONDS", 0.2)
+    monkeypatch.setattr(tools, "HUNG", {})
     answer = tools.ask("sleep", "30")
     assert not answer.ok
     assert "did not answer in 0.2 s" in answer.text
+    monkeypatch.setattr(tools, "DEADLINE_SECONDS", 60)
+    assert tools.ask("sleep", "30") == tools.Answer(False, "sleep did not answer another question in 0.2 s")

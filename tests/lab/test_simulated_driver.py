@@ -82,6 +82,7 @@ def test_the_probes_hear_what_nvidia_smi_says(
     ready.patch(gpus={"1": {"lost": True}})
     assert "GPU is lost" in gpu_count.probe(2, bus).reason
     monkeypatch.setattr(tools, "DEADLINE_SECONDS", 1)
+    monkeypatch.setattr(tools, "HUNG", {})
     ready.inject(nvmlDeviceGetHandleByIndex="hang")
     assert "did not answer in 1 s" in gpu_count.probe(2, bus).reason
 

@@ -7,13 +7,17 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-# A GPU that fell off the bus makes nvidia-smi hang for minutes; that is an answer too.
-DEADLINE_SECONDS = 60
+# A GPU that fell off the bus makes nvidia-smi hang for minutes; that is an answer too. Without the persistence daemon,
+# nvidia-smi itself takes seconds for each GPU: half a minute is more than eight of them need.
+DEADLINE_SECONDS = 30
 
 NVIDIA = "0x10de"
 # Class codes as the kernel writes them: VGA and 3D controllers are GPUs; an NVSwitch is a bridge of the kind "other".
 GPU_CLASSES = ("0x0300", "0x0302")
 NVSWITCH_CLASSES = ("0x0680",)
+
+HUNG: dict[str, float] = {}
+"""Seconds in which a program gave no answer, by its name: it is not asked again in the life of this program."""
 
 PCI_ROOT = "/sys/bus/pci/devices"
 
@@ -26,6 +30,9 @@ class Answer(NamedTuple):
 
 
 def ask(*command: str) -> Answer:
+    if command[0] in HUNG:
+        # What hangs in the driver hangs for each question, and somebody waits for the verdict.
+        return Answer(False, f"{command[0]} did not answer another question in {HUNG[command[0]]} s")
     # Fixed locale: what is read here is written for programs, not translated for people.
     environment = {**os.environ, "LC_ALL": "C"}
     try:
@@ -41,6 +48,7 @@ def ask(*command: str) -> Answer:
     except FileNotFoundError:
         return Answer(False, f"{command[0]} is not installed")
     except subprocess.TimeoutExpired:
+        HUNG[command[0]] = DEADLINE_SECONDS
         return Answer(False, f"{command[0]} did not answer in {DEADLINE_SECONDS} s")
     except OSError as wrong:
         return Answer(False, f"{command[0]}: {wrong.strerror}")

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HANDS = ("galaxy.yml", "meta", "playbooks", "plugins", "roles")
+"""What a project does to its nodes with."""
 LOST = ("failed", "truncated", "duplicated", "wrong", "unended")
 """What a request may come to that is not whole, in the words of `gpuyard bench load`."""
 
@@ -115,6 +117,13 @@ class OwnFleet:
             raise CommandError(f"`{' '.join(argv)}` ended with {ran.rc}:\n{ran.output}")
         return ran
 
+    def take_hands(self, of: Path) -> None:
+        """Play with the roles and playbooks of another project from now on."""
+        for part in HANDS:
+            here = self.project / part
+            here.unlink(missing_ok=True)
+            here.symlink_to(of / part)
+
     def playbook(self, name: str, *words: str) -> Run:
         return self.run("ansible-playbook", "-i", f"inventories/{self.stack}", f"playbooks/{name}.yml", *words)
 
@@ -156,11 +165,10 @@ def own_fleet(stack: str, of: Path) -> Generator[OwnFleet]:
         shutil.copytree(of / folder, project / folder, symlinks=True, ignore=shutil.ignore_patterns("config"))
     shutil.copytree(of / "inventories/lab", project / f"inventories/{stack}")
     (project / f"inventories/{stack}/fleet.pulumi.yml").write_text(f"plugin: gpuyard.fleet.pulumi\nstack: {stack}\n")
-    for part in (".venv", "Pulumi.yaml", "activate", "ansible.cfg", "galaxy.yml", "meta", "playbooks", "plugins"):
-        (project / part).symlink_to(of / part)
-    for part in ("requirements", "roles", "src"):
+    for part in (".venv", "Pulumi.yaml", "activate", "ansible.cfg", "requirements", "src"):
         (project / part).symlink_to(of / part)
     made = OwnFleet(stack, project, free_port())
+    made.take_hands(of)
     try:
         made.done("tools/setup", "state", "pulumi")
         yield made

@@ -239,7 +239,9 @@ NEEDS: Mapping[str, Need] = {
     ),
     "engine": Need("systemctl list-units --plain --no-legend 'vllm@*' | grep -q .", "an engine"),
     "simulated engine": Need(
-        "systemctl show 'vllm@*' -p Environment -p ExecStart | grep -q vllm-sim", "an engine of the kind vllm-sim"
+        # By its settings: an engine that is stopped has no unit that systemd would show.
+        "grep -qs vllm-sim /etc/systemd/system/vllm@*.service.d/*.conf",
+        "an engine of the kind vllm-sim",
     ),
 }
 
