@@ -1,13 +1,14 @@
-"""Who exists: the handover of a Pulumi stack and the fleet's current lock, as an Ansible inventory."""
+"""Who exists: the handover of a Pulumi stack or a file of hosts, and the current lock, as an Ansible inventory."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: pulumi
-short_description: Nodes of a gpuyard fleet, from its Pulumi stack and its lock
+short_description: Nodes of a gpuyard fleet, from its Pulumi stack or its file of hosts, and its lock
 description:
   - Reads the output C(handover) of a stack, which says which nodes exist and how to reach them, and merges the
     fleet's current lock, which says what they run. Nothing is written and nothing is cached.
+  - For hosts you own a file written by hand takes the place of the stack, and no Pulumi is needed.
   - Refuses, with the cause in one line, whatever would leave a play without its hosts or with another fleet's software.
   - Every text it gives is a value. A text with braces in it is not evaluated as a template.
 author:
@@ -20,9 +21,13 @@ options:
     required: true
     choices: [gpuyard.fleet.pulumi]
   stack:
-    description: The Pulumi stack of the fleet.
+    description: The Pulumi stack of the fleet. Required unless O(source=hosts).
     type: str
-    required: true
+  fleet:
+    description:
+      - The fleet, for O(source=hosts). C(fleets/<fleet>.yaml) is its spec, C(fleets/<fleet>.hosts.yaml) says which
+        hosts it has.
+    type: str
   project_dir:
     description:
       - The folder of C(Pulumi.yaml), relative to the inventory file.
@@ -34,9 +39,10 @@ options:
       - Left out, it is C(fleets/<fleet>.lock.yaml) of the fleet that the handover names.
     type: str
   source:
-    description: Whether to ask the C(pulumi) command, or to read the file that C(pulumi stack export) wrote.
+    description: Whether to ask the C(pulumi) command, or to read the file that C(pulumi stack export) wrote, or the
+      file of hosts.
     type: str
-    choices: [cli, state_file]
+    choices: [cli, state_file, hosts]
     default: cli
   state_file:
     description: The exported state, relative to the inventory file. For O(source=state_file).
@@ -61,6 +67,12 @@ state_file: prod.state.json
 keyed_groups:
   - key: nvidia_driver_branch
     prefix: driver
+
+---
+# Hosts you own
+plugin: gpuyard.fleet.pulumi
+source: hosts
+fleet: onprem
 """
 
 import json  # noqa: E402
@@ -74,9 +86,11 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Constructable  # noqa
 
 try:
     from gpuyard.handover import read_handover
+    from gpuyard.handover.hosts import hosts_path, load_hosts
     from gpuyard.handover.inventory import build
-    from gpuyard.plan.lock import load_lock
+    from gpuyard.plan.lock import check_lock, load_lock, lock_path
     from gpuyard.spec.errors import RefusedError
+    from gpuyard.spec.loader import load_fleet
 except ImportError as missing:
     MISSING: ImportError | None = missing
 else:
@@ -105,6 +119,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def _read(self, path: Path) -> Any:
         project = self._project(path)
         stack, output = self.get_option("stack"), self.get_option("output")
+        if self.get_option("source") == "hosts":
+            return self._of_hosts(project)
+        if not stack:
+            raise refusal("INV-STACK", "no stack is named", "name one; of hosts you own, set `source: hosts`")
         if self.get_option("source") == "cli":
             outputs = outputs_by_cli(project, stack)
         else:
@@ -117,6 +135,15 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             found = f"the handover is of stack {handover.stack}, not {stack}"
             raise refusal("INV-STACK", found, "name the stack that the state was exported from")
         return build(handover, load_lock(project / (self.get_option("lock") or f"fleets/{handover.fleet}.lock.yaml")))
+
+    def _of_hosts(self, project: Path) -> Any:
+        name = self.get_option("fleet")
+        if not name:
+            raise refusal("INV-HOSTS", "source is hosts and no fleet is named", "name one")
+        spec = project / f"fleets/{name}.yaml"
+        fleet, lock = load_fleet(spec), load_lock(project / (self.get_option("lock") or lock_path(spec)))
+        check_lock(lock, fleet)  # with a stack `pulumi up` does this
+        return build(load_hosts(hosts_path(spec), fleet), lock)
 
     def _project(self, path: Path) -> Path:
         if named := self.get_option("project_dir"):

@@ -186,3 +186,44 @@ def test_the_command_and_the_exported_state_answer_alike(project: Project):
     project.pulumi("stack", "init", "lab")
     project.pulumi("stack", "import", "--file", "state.json", "--stack", "lab")
     assert project.answers("--list") == from_file
+
+
+# --- hosts you own -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owned(project: Project) -> Project:
+    for name in ("onprem.yaml", "onprem.hosts.yaml", "onprem.lock.yaml"):
+        shutil.copy(REPOSITORY / "fleets" / name, project.folder / "fleets" / name)
+    project.settings(stack=None, source="hosts", fleet="onprem")
+    return project
+
+
+def test_a_file_of_hosts_takes_the_place_of_a_stack(owned: Project):
+    told = owned.answers("--list")
+    assert told["gateways"]["hosts"] == ["onprem-gateway-0"]
+    assert told["pool_chat"]["hosts"] == ["onprem-chat-0", "onprem-chat-1"]
+    gpu = told["_meta"]["hostvars"]["onprem-chat-1"]
+    assert gpu["ansible_host"] == "192.0.2.21"
+    assert gpu["nvidia_driver_gpu_count"] == 4
+    assert gpu["vllm_server_gateway_addresses"] == ["192.0.2.10"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "rule"),
+    [
+        ("onprem.hosts.yaml", "192.0.2.21", "192.0.2.20", "HOSTS-DUPLICATE"),
+        ("onprem.yaml", "max_model_len: 2048", "max_model_len: 1024", "LOCK-STALE"),
+    ],
+)
+def test_no_inventory_comes_of_a_wrong_file_or_a_stale_lock(owned: Project, file: str, old: str, new: str, rule: str):
+    path = owned.folder / "fleets" / file
+    path.write_text(path.read_text().replace(old, new))
+    assert rule in owned.refuses()
+
+
+def test_a_source_without_its_name_is_refused(owned: Project):
+    owned.settings(stack=None, source="hosts")
+    assert owned.refuses().startswith("INV-HOSTS")
+    owned.settings(stack=None)
+    assert owned.refuses().startswith("INV-STACK")

@@ -1,21 +1,21 @@
-"""Read a fleet spec and tell everything that is wrong with it at once, in the file's own terms."""
+"""Read a document and tell everything that is wrong with it at once, in the file's own terms."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gpuyard.spec.documents import Document, DocumentError, read_document
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
-from gpuyard.spec.rules import broken_rules, field_name
-from gpuyard.spec.schema import allowed_at, choices_at, fields_at
+from gpuyard.spec.rules import Broken, broken_rules, field_name
+from gpuyard.spec.schema import Schema, schema_of
 
 _LONGEST_ECHO = 60
 
@@ -55,6 +55,11 @@ class SpecError(RefusedError):
 
 def load_fleet(path: Path) -> Fleet:
     """The fleet in the file. Raises SpecError with every finding."""
+    return load_as(Fleet, path, broken_rules)
+
+
+def load_as[D: BaseModel](kind: type[D], path: Path, broken_rules: Callable[[object], list[Broken]]) -> D:
+    """The document in the file, held to its model and to the rules between its parts. Raises SpecError."""
     try:
         document = read_document(path)
     except DocumentError as error:
@@ -67,23 +72,23 @@ def load_fleet(path: Path) -> Fleet:
         for twice in document.repeated
         for allowed in [f"each key once; it stands in line {twice.first_line} already"]
     ]
-    fleet: Fleet | None = None
+    read: D | None = None
     refused: list[Finding] = []
     try:
-        fleet = Fleet.model_validate_json(json.dumps(document.data))
+        read = kind.model_validate_json(json.dumps(document.data))
     except ValidationError as error:
-        refused = list(_refused_values(error, document, path))
+        refused = list(_refused_values(error, schema_of(kind), document, path))
     broken = [
         Finding(rule.rule, str(path), document.line_of(rule.path), rule.field, rule.given, rule.allowed)
         for rule in broken_rules(document.data)
     ]
     if findings := sorted((*repeated, *refused, *broken), key=lambda finding: finding.line):
         raise SpecError(tuple(findings))
-    assert fleet is not None  # noqa: S101 - without a finding the model was accepted
-    return fleet
+    assert read is not None  # noqa: S101 - without a finding the model was accepted
+    return read
 
 
-def _refused_values(error: ValidationError, document: Document, file: Path) -> Iterator[Finding]:
+def _refused_values(error: ValidationError, schema: Schema, document: Document, file: Path) -> Iterator[Finding]:
     for problem in error.errors(include_url=False):
         loc = problem["loc"]
         if not loc and problem["type"] == "value_error":
@@ -92,19 +97,19 @@ def _refused_values(error: ValidationError, document: Document, file: Path) -> I
             continue  # its items were refused, each with a finding of its own
         # A refused key of a mapping ends in a marker of pydantic's own.
         path = loc[:-1] if loc and loc[-1] == "[key]" else loc
-        rule, given, allowed, suggestion = "SPEC-VALUE", _echo(problem["input"]), allowed_at(path), None
+        rule, given, allowed, suggestion = "SPEC-VALUE", _echo(problem["input"]), schema.allowed_at(path), None
         match problem["type"]:
             case "extra_forbidden":
-                known = fields_at(path[:-1])
+                known = schema.fields_at(path[:-1])
                 close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
                 suggestion = close[0] if close else None
                 rule, given, allowed = "SPEC-UNKNOWN-KEY", f"the key {_echo(path[-1])}", f"the keys {', '.join(known)}"
             case "missing":
                 rule, given = "SPEC-MISSING", "nothing"
             case "string_pattern_mismatch" if loc != path:
-                given, allowed = f"the key {_echo(path[-1])}", allowed_at((*path[:-1], "[key]"))
+                given, allowed = f"the key {_echo(path[-1])}", schema.allowed_at((*path[:-1], "[key]"))
             case "literal_error" if isinstance(problem["input"], str):
-                close = difflib.get_close_matches(problem["input"], choices_at(path), n=1)
+                close = difflib.get_close_matches(problem["input"], schema.choices_at(path), n=1)
                 suggestion = close[0] if close else None
             case "string_type" if isinstance(problem["input"], int | float):
                 allowed += "; put it in quotes"
