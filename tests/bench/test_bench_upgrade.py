@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpuyard.lab.own_fleet import LOST, Run
-from tools.bench_upgrade import Sample, Walk, fetched, figures, spans, table_of, verdict
+from tools.bench_upgrade import Sample, Walk, compiled, fetched, figures, spans, table_of, verdict
 
 
 def sample(at: float, a: str, b: str) -> Sample:
@@ -18,7 +18,16 @@ def sample(at: float, a: str, b: str) -> Sample:
 def walk(kind: str, seconds: float, out: float, **lost: int) -> Walk:
     told: dict[str, Any] = {"requests": 1000, **dict.fromkeys(LOST, 0), **lost, "lossless": not lost}
     outages = {"a": out, "b": out + 1, "c": out + 2}
-    return Walk(kind, Run(0, "", seconds), told, retries=2, outages=outages, downloaded=7)
+    return Walk(
+        kind,
+        Run(0, "", seconds),
+        told,
+        retries=2,
+        outages=outages,
+        downloaded=7,
+        compiled=0.0 if kind != "naive" else 435.0,
+        wall=seconds - 5,
+    )
 
 
 def test_a_node_is_out_from_when_it_is_not_up_until_it_is_again() -> None:
@@ -66,6 +75,9 @@ def test_ours_and_the_naive_play_are_counted_apart() -> None:
     assert (told["seconds"], told["out_seconds"], told["out_bytes"]) == (82.5, 16, 14)
     assert told["overhead"] == pytest.approx((66 / 33 + 99 / 63) / 2, abs=0.01)
     assert (told["naive_failed"], told["naive_truncated"], told["naive_seconds"]) == (8, 1, 30)
+    assert (told["out_compiled"], told["naive_out_compiled"]) == (0, 435)
+    assert told["out_of_naive"] == pytest.approx(told["out_seconds"] / told["naive_out_seconds"], abs=0.001)
+    assert told["wall"] == pytest.approx((61 / 33 + 94 / 63) / 2, abs=0.01)
     assert table_of(walks).row_count == 6
 
 
@@ -75,3 +87,9 @@ def test_a_loss_of_ours_and_a_naive_play_without_one_speak_against_it() -> None:
     assert verdict([kept, lost, naive]) == ["LOST: requests were lost in rollback 2"]
     (empty,) = verdict([kept, walk("naive", 30, 4)])
     assert empty.startswith("EMPTY")
+
+
+def test_only_what_is_compiled_while_the_node_is_out_counts() -> None:
+    log = "".join(f'{{"from": {begin}, "until": {begin + 10}, "seconds": 4.5}}\n' for begin in (0, 95, 110, 121))
+    assert compiled(log, [(100, 120)]) == 9
+    assert compiled("", [(100, 120)]) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from gpuyard.lab import mirror, nvml
 from gpuyard.lab.models import LabRef
-from gpuyard.lab.packages import recipes
+from gpuyard.lab.packages import dkms_source, recipes
 from gpuyard.lab.place import Place
 
 from .conftest import refused
@@ -185,3 +185,24 @@ def test_without_what_set_up_makes_there_are_no_packages(tmp_path: Path) -> None
     with refused("LAB-NVML") as said:
         mirror.build(bare)
     assert "run `make setup`" in str(said.value)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_kernel_module_is_built_by_dkms_only_where_a_node_is_told_what_that_costs(tmp_path: Path, told: bool) -> None:
+    cost, asked = tmp_path / "compile_seconds", tmp_path / "asked"
+    if told:
+        cost.write_text("60")
+    (dkms := tmp_path / "dkms").write_text(f'#!/bin/sh\necho dkms "$@" | tee -a {asked}\n')
+    (common := tmp_path / "common.postinst").write_text(f'#!/bin/sh\necho postinst "$@" >>{asked}\n')
+    for program in (dkms, common):
+        program.chmod(0o755)
+    package = next(package for package in recipes.packages() if package.name == "nvidia-kernel-open-dkms")
+    version = package.version.removesuffix(f"-{recipes.REVISION}")
+    own = ["nvidia", version, "/usr/share/nvidia-dkms"]
+    words = ["-m", "nvidia", "-v", version, "--all"]
+    for script, word in ((package.postinst, "configure"), (package.prerm, "upgrade")):
+        script = script.replace(dkms_source.COST, str(cost)).replace("/usr/lib/dkms/common.postinst", str(common))
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        subprocess.run(["sh", "-ec", script, "-", word], check=True, env=environment, timeout=60)
+    said = [line.split() for line in asked.read_text().splitlines()] if asked.exists() else []
+    assert said == ([["postinst", *own], ["dkms", "status", *words[:4]], ["dkms", "remove", *words]] if told else [])

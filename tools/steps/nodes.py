@@ -31,6 +31,8 @@ ROOT_SUITE = "bookworm"
 ROOT_PACKAGES = [
     *["ca-certificates", "curl", "dbus", "gpg", "iproute2", "iputils-ping", "kmod", "libnuma1", "nftables"],
     *["openssh-server", "pciutils", "procps", "python3", "python3-apt", "python3-venv", "systemd", "systemd-sysv"],
+    # What builds kernel modules on a node, with the smallest of compilers: a simulated module is no C.
+    *["tcc", "dkms"],
 ]
 
 MAKE_VM = PROJECT / "tools/make_vm.sh"

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
+from gpuyard.lab.packages import dkms_source
 from gpuyard.lab.packages.recipes import REVISION, Package
-
-_DKMS = """\
-PACKAGE_NAME="nvidia"
-PACKAGE_VERSION="{version}"
-BUILT_MODULE_NAME[0]="nvidia"
-DEST_MODULE_LOCATION[0]="/updates/dkms"
-AUTOINSTALL="yes"
-"""
-# What a package's scripts look like that were made with dh_dkms.
-_POSTINST = 'if [ "$1" = configure ]; then /usr/lib/dkms/common.postinst nvidia {version} "" "" "$2"; fi'
-_PRERM = 'case "$1" in remove | upgrade | deconfigure) dkms remove -m nvidia -v {version} --all ;; esac'
 
 
 def dkms(version: str) -> Package:
@@ -30,10 +20,10 @@ def dkms(version: str) -> Package:
         files={
             f"{source}/nvidia.c": resources.files(__package__).joinpath("stub_module.c").read_text(),
             f"{source}/Kbuild": f'obj-m := nvidia.o\nccflags-y := -DDRIVER_VERSION=\\"{version}\\"\n',
-            f"{source}/dkms.conf": _DKMS.format(version=version),
+            f"{source}/dkms.conf": dkms_source.CONF.format(version=version),
             # There is no card on the bus whose identity would have it loaded.
             "usr/lib/modules-load.d/nvidia.conf": "nvidia\n",
         },
-        postinst=_POSTINST.format(version=version),
-        prerm=_PRERM.format(version=version),
+        postinst=dkms_source.POSTINST.format(version=version, unless=""),
+        prerm=dkms_source.PRERM.format(version=version),
     )

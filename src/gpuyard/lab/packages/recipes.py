@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from gpuyard.lab import nvml
+from gpuyard.lab.packages import dkms_source
 
 BRANCHES = {"580": ("580.126.20", "580.105.08"), "590": ("590.48.01", "590.44.01")}
 REVISION = "1"
@@ -98,7 +99,17 @@ def driver(version: str) -> Iterator[Package]:
             version=full,
             summary=f"NVIDIA kernel modules, {flavour} flavour",
             conflicts=other,
-            files={"lib/modules/gpuyard-lab/nvidia.ko": json.dumps({"version": version, "flavour": flavour}) + "\n"},
+            files={
+                "lib/modules/gpuyard-lab/nvidia.ko": json.dumps({"version": version, "flavour": flavour}) + "\n",
+                # The simulated kernel loads the file above; this one is there for what it costs to make.
+                f"usr/src/nvidia-{version}/dkms.conf": (
+                    dkms_source.CONF.format(version=version)
+                    + 'MAKE[0]="python3 compile.py"\nCLEAN="true"\nSTRIP[0]="no"\n'
+                ),
+                f"usr/src/nvidia-{version}/compile.py": dkms_source.COMPILE,
+            },
+            postinst=dkms_source.POSTINST.format(version=version, unless=f" && [ -e {dkms_source.COST} ]"),
+            prerm=f"if [ -e {dkms_source.COST} ]; then\n{dkms_source.PRERM.format(version=version)}\nfi",
         )
     yield Package(
         name="libnvidia-ml1",
