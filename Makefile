@@ -95,7 +95,7 @@ bench-drain: setup ## restart all engines under load, with and without a drain, 
 
 .PHONY: bench-upgrade
 bench-upgrade: RUNS = 3
-bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, and without a drain, and print what each loses
+bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, and once without a drain, and print what each costs
 	@tools/setup $(LAB)
 	@. ./activate && python tools/bench_upgrade.py --runs $(RUNS)
 

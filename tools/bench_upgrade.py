@@ -11,7 +11,7 @@ has not, costs nothing here: the build of a kernel module, a reboot, a fabric ma
 The naive play stops the fleet's own units, in which an engine lets its requests end (`drain_seconds`). What it loses is
 what comes to an engine that is ending; with vLLM's own default, which lets none end, it would lose more.
 
-Usage: python tools/bench_upgrade.py [--runs 3] [--naive N] [--rate 20] [--compile 435] [--seed N]
+Usage: python tools/bench_upgrade.py [--runs 3] [--naive 1] [--rate 20] [--compile 435] [--seed N]
 Exit code 0 only if upgrades and rollbacks lost nothing, and the play without a drain lost something.
 """
 
@@ -231,7 +231,7 @@ def walk(own: OwnFleet, way: tuple[str, str], rate: float = 20, seed: int = 0, l
             {path.name: path.stat().st_size for path in (lab / "apt").glob("*.deb")},
             out,
         ),
-        compiled=sum(compiled(own.on(node, f"cat {BUILDS} || true"), out[node]) for node in nodes_of(own)),
+        compiled=sum(compiled(own.on(node, f"cat {BUILDS} 2>/dev/null || true"), out[node]) for node in nodes_of(own)),
         wall=max(times) - min(times),
     )
 
@@ -308,10 +308,9 @@ def verdict(walks: Sequence[Walk]) -> list[str]:
 def main() -> int:
     """Walk all, print a table, and a line of figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--runs", type=int, default=3, help="so many upgrades and rollbacks, and naive plays forth and back"
-    )
-    parser.add_argument("--naive", type=int, help="so many naive plays forth and back, where it is another number")
+    parser.add_argument("--runs", type=int, default=3, help="so many upgrades and rollbacks")
+    # A compiler makes them long.
+    parser.add_argument("--naive", type=int, default=1, help="so many naive plays forth and back")
     parser.add_argument("--rate", type=float, default=20, help="requests a second")
     # Of NVIDIA's open modules 595.45.04, measured on two cores: the kernel's part alone, as DKMS builds it.
     parser.add_argument("--compile", type=float, default=435, help="processor time that a driver's modules take, s")
@@ -330,7 +329,7 @@ def main() -> int:
         own.done("gpuyard", "lab", "up", "--stack", own.stack)
         with_a_compiler(own, options.compile)
         # First, so that a load that shows nothing is known at once.
-        for driver in (NEW, OLD) * (options.runs if options.naive is None else options.naive):
+        for driver in (NEW, OLD) * options.naive:
             lock(own, driver)
             to(driver, NAIVE)
         lock(own, NEW)
