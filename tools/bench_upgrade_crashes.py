@@ -118,6 +118,7 @@ class Bench:
             self.lab("break", self.node, "postinst-fails")
         expected = before if home else after
         mark = self.own.on(self.node, "date +%s").strip()
+        known = self.own.runs()
         tries = 0
         with load(self.own) as told:
             operator = subprocess.Popen(
@@ -129,7 +130,9 @@ class Bench:
                 start_new_session=True,
             )
             try:
-                wait(case.state, lambda: self.note()["state"] == case.state or operator.poll() is not None, 400)
+                wait(
+                    case.state, lambda: self.own.came(self.node, case.state, known) or operator.poll() is not None, 400
+                )
                 came = operator.poll() is None
                 time.sleep(case.delay)
                 self.happens(case.event, operator)

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,7 +31,6 @@ from rich.table import Table
 
 from gpuyard.lab.faults.table import FAULTS
 from gpuyard.lab.own_fleet import LOST, CommandError, OwnFleet, load, own_fleet, wait
-from gpuyard.upgrade import record
 from tools.bench_upgrade import NEW, OLD, QUICK, UPGRADE, lock, nodes_of
 from tools.project import PROJECT
 
@@ -170,8 +168,7 @@ class Bench:
 
     def walk(self, row: Row) -> Ended:
         """One row, from a fleet on the old driver to a fleet on the old driver."""
-        runs = self.own.project / ".gpuyard/runs"
-        known = set(runs.glob("*")) if runs.is_dir() else set[Path]()
+        known = self.own.runs()
         if row.fresh:
             self.own.on(self.node, f"rm -rf /var/lib/gpuyard/packages/{NEW}; apt-get clean")
         with load(self.own) as told:
@@ -180,11 +177,11 @@ class Bench:
             began = time.time()
             playing = self.play()
             if row.at:
-                wait(row.at, lambda: self.note()["state"] == row.at or playing.poll() is not None, 300)
+                wait(row.at, lambda: self.own.came(self.node, row.at, known) or playing.poll() is not None, 300)
                 began = time.time()
                 self.lab("break", self.place(row), row.fault, *row.parameters)
             if row.until:
-                wait(row.until, lambda: self.note()["state"] == row.until or playing.poll() is not None, 600)
+                wait(row.until, lambda: self.own.came(self.node, row.until, known) or playing.poll() is not None, 600)
                 self.lab("mend", self.place(row), row.fault)
             code = self.end_of(playing)
             ended = time.time()
@@ -193,9 +190,7 @@ class Bench:
                 if code:
                     self.own.played("operate/upgrade_driver", "--limit", self.node, *QUICK)
             note = self.note()
-        found = [path for path in (set(runs.glob("*")) - known if runs.is_dir() else ()) if path.is_dir()]
-        events = record.read(max(found) / "record.jsonl") if found else []
-        states = {event["state"]: moment(event) for event in events if event.get("node") == self.node}
+        states = {event["state"]: moment(event) for event in self.own.states(self.node, known)}
         end = next((name for name, state in REST.items() if state == note["state"] and state in states), "")
         if not end and "drain-required" not in states:
             end = REFUSED

@@ -80,7 +80,7 @@ def recorded(own: OwnFleet) -> list[dict[str, Any]]:
 
 
 def walked(own: OwnFleet, node: str) -> list[str]:
-    return [event["state"] for event in recorded(own) if event["event"] == "state" and event["node"] == node]
+    return [event["state"] for event in own.states(node)]
 
 
 def untouched(own: OwnFleet) -> None:

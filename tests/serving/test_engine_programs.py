@@ -136,8 +136,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[FakeEngine]:
     running.server.server_close()
 
 
-def wait(port: int, pid: int | None = None, seconds: float = 10.0) -> int:
-    return engine_ready.wait(engine_ready.Engine(port, "key", 5), "tiny", pid or os.getpid(), seconds, pause=0.01)
+def wait(port: int, pid: int | None = None, seconds: float = 10.0, first_token: float = 10.0) -> int:
+    asked = engine_ready.Engine(port, "key", 5)
+    return engine_ready.wait(asked, "tiny", pid or os.getpid(), seconds, first_token, pause=0.01)
 
 
 @pytest.mark.parametrize("engine", [["starting", "starting", "serving"]], indirect=True)
@@ -154,6 +155,20 @@ def test_an_engine_that_is_healthy_and_no_more_is_not_ready(
     engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert wait(engine.port, seconds=0.2) == 1
+    assert "SERVE-READY" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", [["starting", "unlisted"], ["mute"]], indirect=True)
+def test_an_engine_that_is_healthy_and_silent_is_not_waited_for_as_one_that_loads(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wait(engine.port, seconds=60, first_token=0.2) == 1
+    assert "SERVE-SILENT: tiny has been healthy for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", [["starting"]], indirect=True)
+def test_an_engine_that_still_loads_has_its_time(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wait(engine.port, seconds=0.3, first_token=0) == 1
     assert "SERVE-READY" in capsys.readouterr().out
 
 

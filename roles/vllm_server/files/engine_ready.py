@@ -20,6 +20,10 @@ class NotYet(Exception):  # noqa: N818 - a state on the way, not an error
     """The engine does not serve yet; the text says what is missing."""
 
 
+class Silent(NotYet):
+    """It is healthy by its own word, and does not generate."""
+
+
 class Engine:
     """One engine on this machine, asked as a client would."""
 
@@ -53,8 +57,10 @@ class Engine:
             asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
             choice = json.loads(self.ask("POST", "/v1/completions", asked))["choices"][0]
             return choice["text"]
+        except NotYet as missing:
+            raise Silent(str(missing)) from missing
         except (ValueError, LookupError, TypeError) as error:
-            raise NotYet(f"an answer has not the form of the OpenAI API: {error!r}") from error
+            raise Silent(f"an answer has not the form of the OpenAI API: {error!r}") from error
 
 
 def alive(pid: int) -> bool:
@@ -68,16 +74,25 @@ def alive(pid: int) -> bool:
     return True
 
 
-def wait(engine: Engine, model: str, pid: int, seconds: float, pause: float = 1.0) -> int:
-    """Ask again and again until the deadline; say what is missing whenever that changes."""
+def wait(engine: Engine, model: str, pid: int, seconds: float, first_token: float, pause: float = 1.0) -> int:
+    """Ask again and again until the deadline; say what is missing whenever that changes.
+
+    Weights take minutes to load, and an engine that hangs is healthy all the while: from its first healthy answer on,
+    the shorter deadline `first_token` holds.
+    """
     began = time.monotonic()
+    healthy: float | None = None
     told = ""
     while True:
         spent = time.monotonic() - began
         try:
             token = engine.check(model)
+        except Silent as missing:
+            what = str(missing)
+            healthy = spent if healthy is None else healthy
         except NotYet as missing:
             what = str(missing)
+            healthy = None
         else:
             print(f"{model} serves: first token {token!r} after {spent:.0f} s", flush=True)
             return 0
@@ -85,6 +100,10 @@ def wait(engine: Engine, model: str, pid: int, seconds: float, pause: float = 1.
             print(
                 f"SERVE-DIED: the process {pid} of the engine ended before {model} served; its last words stand above"
             )
+            return 1
+        silent = time.monotonic() - began - (healthy or 0)
+        if healthy is not None and silent >= first_token:
+            print(f"SERVE-SILENT: {model} has been healthy for {silent:.0f} s and generates nothing: {what}")
             return 1
         if spent >= seconds:
             print(
@@ -103,10 +122,12 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--pid", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--first-token", type=float, default=120, help="seconds, from its first healthy answer")
     parser.add_argument("--key-file", type=Path, required=True)
     options = parser.parse_args()
     key = options.key_file.read_text(encoding="utf-8").strip()
-    return wait(Engine(options.port, key, patience=30), options.model, options.pid, options.seconds)
+    engine = Engine(options.port, key, patience=30)
+    return wait(engine, options.model, options.pid, options.seconds, options.first_token)
 
 
 if __name__ == "__main__":

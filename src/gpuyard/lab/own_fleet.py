@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gpuyard.upgrade import record
 
 HANDS = ("galaxy.yml", "meta", "playbooks", "plugins", "roles")
 """What a project does to its nodes with."""
@@ -111,6 +113,21 @@ class OwnFleet:
             return json.loads(ran.output) if ran.rc == 0 else {}
         except ValueError:
             return {}
+
+    def runs(self) -> set[Path]:
+        """The folders of the runs that were recorded here."""
+        folder = self.project / ".gpuyard/runs"
+        return set(folder.glob("*/")) if folder.is_dir() else set()
+
+    def states(self, node: str, known: Collection[Path] = ()) -> list[dict[str, Any]]:
+        """The states of a node in the newest run but those known, as recorded; none where there is no such run."""
+        files = sorted(run / "record.jsonl" for run in self.runs() - set(known))
+        events = record.read(files[-1]) if files and files[-1].exists() else []
+        return [event for event in events if event["event"] == "state" and event["node"] == node]
+
+    def came(self, node: str, state: str, known: Collection[Path]) -> bool:
+        """Whether the newest run but those known has brought a node to a state."""
+        return any(event["state"] == state for event in self.states(node, known))
 
     def well(self, argv: Sequence[str], ran: Run) -> Run:
         if ran.rc:
