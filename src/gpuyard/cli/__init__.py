@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gpuyard.cli import drift, fit, hosts, plan, rehearse, sizing
+from gpuyard.cli import drift, fit, guard, hosts, plan, rehearse, sizing
 from gpuyard.cli.bench import app as bench_app
 from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import tell
@@ -31,6 +31,7 @@ plan.register(app)
 sizing.register(app)
 drift.register(app)
 hosts.register(app)
+guard.register(app)
 rehearse.register(app)
 fit.register(app)
 lab_app.add_typer(vm_app)

@@ -1,0 +1,309 @@
+"""What must not come of a `pulumi up`. Rules read plain data, and a value that is known later only is no finding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from gpuyard.guard import Resource, changed
+
+WORLD = ("0.0.0.0/0", "::/0")
+NODES = ("aws:ec2/instance:Instance",)
+RESERVATIONS = (
+    "aws:ec2/capacityReservation:CapacityReservation",
+    "aws:ec2/capacityBlockReservation:CapacityBlockReservation",
+)
+POLICIES = tuple(f"aws:iam/{name}" for name in ("policy:Policy", "rolePolicy:RolePolicy", "userPolicy:UserPolicy"))
+BUCKETS = ("aws:s3/bucket:Bucket", "aws:s3/bucketV2:BucketV2")
+BLOCKS = ("aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock",)
+_SECRET = "4dabf18193072939515e22adb298388d"  # noqa: S105 - the engine's mark of a value that it does not show
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What the operator says of this run."""
+
+    gateway_port: int = 8080
+    """The one port that the world may reach."""
+    drained: frozenset[str] = frozenset()
+    """Nodes that serve nothing any more."""
+    released: frozenset[str] = frozenset()
+    """Reservations that are given up on purpose."""
+    usd_per_hour: float | None = None
+    """What the plan says that the machines cost; None: not compared."""
+    price: Callable[[str, str], float | None] = field(default=lambda _instance, _purchase: None)
+    """USD an hour of an instance type bought in a way (on-demand, spot); None where nobody says."""
+    forces_replacement: Callable[[str, str], bool] = field(default=lambda _type, _property: False)
+    """Whether the SDK's documentation says that another value of a property makes another resource."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFinding:
+    """One thing that would be lost, opened or spent."""
+
+    rule: str
+    resource: str
+    found: str
+    why: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.resource}: {self.found}: {self.why}; {self.change}"
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+Rule = Callable[[Resource, Allowed], Iterator[GuardFinding]]
+
+
+def findings(resources: Sequence[Resource], allowed: Allowed) -> list[GuardFinding]:
+    """Everything that the rules say, in the order of the resources; what concerns all of them comes last."""
+    found = [finding for resource in resources for rule in RULES for finding in rule(resource, allowed)]
+    return [*found, *_buckets_without_a_block(resources), *_cost(resources, allowed)]
+
+
+# --- what a change would lose --------------------------------------------------------------------------------------
+
+
+def nodes_that_serve(resource: Resource, allowed: Allowed) -> Iterator[GuardFinding]:
+    if resource.type not in NODES or resource.name in allowed.drained:
+        return
+    if loss := _loss(resource, allowed):
+        why = "it serves, and its requests, its disks and, where capacity is scarce, its place would be lost"
+        change = (
+            f"drain it first: ansible-playbook playbooks/operate/drain_node.yml --limit {resource.name}, then "
+            f"--drained {resource.name}; or leave what forces it as it is"
+        )
+        yield GuardFinding("GUARD-NODE", resource.name, loss, why, change)
+
+
+def reservations(resource: Resource, allowed: Allowed) -> Iterator[GuardFinding]:
+    if resource.type not in RESERVATIONS or resource.name in allowed.released:
+        return
+    if loss := _loss(resource, allowed):
+        why = "capacity that is given back may not be had again, and a block is paid for"
+        yield GuardFinding("GUARD-RESERVATION", resource.name, loss, why, f"keep it, or --release {resource.name}")
+
+
+def _loss(resource: Resource, allowed: Allowed) -> str:
+    if resource.act == "delete":
+        return "would be deleted"
+    if resource.act == "replace":
+        reasons = f", because of {', '.join(resource.because)}" if resource.because else ""
+        return f"would be replaced{reasons}"
+    if resource.act == "update":
+        forcing = [key for key in changed(resource) if allowed.forces_replacement(resource.type, key)]
+        if forcing:
+            return f"would be replaced, because of {', '.join(forcing)} (the SDK says so)"
+    return ""
+
+
+# --- what is open --------------------------------------------------------------------------------------------------
+
+
+def open_groups(resource: Resource, allowed: Allowed) -> Iterator[GuardFinding]:
+    rules: list[Mapping[str, Any]] = []
+    match resource.type:
+        case "aws:ec2/securityGroup:SecurityGroup":
+            rules = list(_mappings(resource.inputs.get("ingress")))
+        case "aws:ec2/securityGroupRule:SecurityGroupRule" if resource.inputs.get("type") == "ingress":
+            rules = [resource.inputs]
+        case "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule":
+            rules = [resource.inputs]
+        case _:
+            pass
+    for rule in rules:
+        sources = [*_texts(rule.get("cidrBlocks")), *_texts(rule.get("ipv6CidrBlocks"))]
+        sources += [rule[key] for key in ("cidrIpv4", "cidrIpv6") if isinstance(rule.get(key), str)]
+        first, last = rule.get("fromPort"), rule.get("toPort")
+        protocol = rule.get("protocol", rule.get("ipProtocol"))
+        if first == last == allowed.gateway_port and protocol in ("tcp", "6", 6):
+            continue
+        if world := [source for source in sources if source in WORLD]:
+            ports = "every port" if str(protocol) == "-1" else f"{protocol} {first}-{last}"
+            why = f"the world may reach the gateway's port {allowed.gateway_port} and nothing else"
+            change = "name the networks that may, or the group itself (self)"
+            yield GuardFinding("GUARD-OPEN-GROUP", resource.name, f"{ports} from {world[0]}", why, change)
+
+
+def metadata_service(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
+    of_template = resource.type == "aws:ec2/launchTemplate:LaunchTemplate"
+    # A machine made from a template has the template's options unless it says its own.
+    of_machine = resource.type in NODES and not (
+        resource.inputs.get("launchTemplate") and "metadataOptions" not in resource.inputs
+    )
+    if not (of_template or of_machine):
+        return
+    options = resource.inputs.get("metadataOptions")
+    if _later(options):
+        return
+    told: Mapping[str, Any] = cast("Mapping[str, Any]", options) if isinstance(options, Mapping) else {}
+    if told.get("httpEndpoint") == "disabled" or told.get("httpTokens") == "required" or _later(told.get("httpTokens")):
+        return
+    found = f"httpTokens is {told.get('httpTokens', 'not set')}"
+    why = "with IMDSv1 whoever can make an engine fetch an address gets the machine's credentials"
+    yield GuardFinding("GUARD-IMDS", resource.name, found, why, "set metadataOptions: {httpTokens: required}")
+
+
+def volumes(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
+    blocks: list[tuple[str, object]] = []
+    inputs = resource.inputs
+    match resource.type:
+        case "aws:ebs/volume:Volume" | "aws:efs/fileSystem:FileSystem":
+            blocks = [("", inputs.get("encrypted"))]
+        case "aws:ec2/launchTemplate:LaunchTemplate":
+            for mapping in _mappings(inputs.get("blockDeviceMappings")):
+                ebs = mapping.get("ebs")
+                if isinstance(ebs, Mapping):
+                    its = cast("Mapping[str, Any]", ebs)
+                    blocks.append((f" {mapping.get('deviceName', '')}", its.get("encrypted")))
+        case kind if kind in NODES:
+            devices = [inputs.get("rootBlockDevice")] if "rootBlockDevice" in inputs else []
+            for device in [*_mappings(devices), *_mappings(inputs.get("ebsBlockDevices"))]:
+                blocks.append((f" {device.get('deviceName', 'root')}", device.get("encrypted")))
+            if "rootBlockDevice" not in inputs and not inputs.get("launchTemplate"):
+                blocks.append((" root", None))
+        case _:
+            pass
+    for name, encrypted in blocks:
+        # A launch template takes the word for the value.
+        if encrypted not in (True, "true") and not _later(encrypted):
+            why = "who gets hold of a snapshot reads models, logs and keys"
+            yield GuardFinding("GUARD-UNENCRYPTED", resource.name, f"volume{name} is not", why, "set encrypted: true")
+
+
+def wildcard_rights(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
+    documents: list[tuple[str, object]] = []
+    if resource.type in POLICIES:
+        documents = [("policy", resource.inputs.get("policy"))]
+    elif resource.type == "aws:iam/role:Role":
+        documents = [("trust policy", resource.inputs.get("assumeRolePolicy"))]
+        for inline in _mappings(resource.inputs.get("inlinePolicies")):
+            documents.append((f"inline policy {inline.get('name', '')}", inline.get("policy")))
+    for where, document in documents:
+        for statement in _statements(document):
+            if statement.get("Effect") != "Allow":
+                continue
+            wild = [f"action {action}" for action in _texts(statement.get("Action")) if "*" in action]
+            wild += [f"resource {name}" for name in _texts(statement.get("Resource")) if name == "*"]
+            wild += ["every action but some" for _ in [0] if "NotAction" in statement]
+            wild += ["principal *" for _ in [0] if _everybody(statement) and not statement.get("Condition")]
+            if wild:
+                why = "a machine that is taken over could do all that with it"
+                change = "name the actions and the resources, or whom to trust"
+                yield GuardFinding("GUARD-WILDCARD-IAM", resource.name, f"{where}: {', '.join(wild)}", why, change)
+
+
+def public_buckets(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
+    why = "models and their manifests would be the world's to read, or to change"
+    acl = resource.inputs.get("acl")
+    if resource.type.startswith("aws:s3/bucket") and isinstance(acl, str) and acl.startswith("public"):
+        yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, f"its ACL is {acl}", why, "set acl: private")
+    if resource.type in BLOCKS:
+        four = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
+        off = [key for key in four if resource.inputs.get(key) is not True and not _later(resource.inputs.get(key))]
+        if off:
+            found = f"{', '.join(off)} not set"
+            yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, found, why, "set all four to true")
+    if resource.type == "aws:s3/bucketPolicy:BucketPolicy":
+        for statement in _statements(resource.inputs.get("policy")):
+            if statement.get("Effect") == "Allow" and _everybody(statement) and not statement.get("Condition"):
+                change = "name the role, or the endpoint that requests come through (aws:sourceVpce)"
+                yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, "its policy lets everybody in", why, change)
+
+
+RULES: tuple[Rule, ...] = (
+    nodes_that_serve,
+    reservations,
+    open_groups,
+    metadata_service,
+    volumes,
+    wildcard_rights,
+    public_buckets,
+)
+
+
+# --- all of them together ------------------------------------------------------------------------------------------
+
+
+def _buckets_without_a_block(resources: Sequence[Resource]) -> Iterator[GuardFinding]:
+    buckets = [it for it in resources if it.type in BUCKETS and it.act in ("is", "create")]
+    blocks = [it for it in resources if it.type in BLOCKS and it.act != "delete"]
+    if len(buckets) > len(blocks):
+        names = ", ".join(bucket.name for bucket in buckets)
+        found = f"{len(buckets)} buckets and {len(blocks)} public access blocks"
+        why = "a bucket without one is as public as its next policy"
+        yield GuardFinding("GUARD-PUBLIC-BUCKET", names, found, why, "give each a BucketPublicAccessBlock")
+
+
+def _cost(resources: Iterable[Resource], allowed: Allowed) -> Iterator[GuardFinding]:
+    """Machines alone: they are what a fleet costs, and what is paid for by the hour."""
+    if allowed.usd_per_hour is None:
+        return
+    total, unknown = 0.0, set[str]()
+    templates = {it.urn: it for it in resources if it.type == "aws:ec2/launchTemplate:LaunchTemplate"}
+    for machine in resources:
+        if machine.type not in NODES or machine.act == "delete":
+            continue
+        asked = [machine.inputs, *(templates[urn].inputs for urn in machine.made_of if urn in templates)]
+        kind = next((its["instanceType"] for its in asked if "instanceType" in its), "a machine of an unknown type")
+        markets = [market for its in asked for market in _mappings([its.get("instanceMarketOptions")])]
+        spot = any(market.get("marketType") == "spot" for market in markets)
+        price = allowed.price(str(kind), "spot" if spot else "on-demand")
+        if price is None:
+            unknown.add(str(kind))
+        else:
+            total += price
+    if unknown:
+        found = f"nobody says what {', '.join(sorted(unknown))} costs"
+        change = "add its price to the fleet's planning, or leave --fleet out"
+        yield GuardFinding("GUARD-COST", "the fleet", found, "so its cost cannot be held to the plan", change)
+    if total > allowed.usd_per_hour * 1.0001:
+        found = f"{total:.2f} USD an hour"
+        why = f"the plan says {allowed.usd_per_hour:.2f}"
+        change = "plan again with `gpuyard plan`, or take out what the plan does not have"
+        yield GuardFinding("GUARD-COST", "the fleet", found, why, change)
+
+
+# --- plain data ----------------------------------------------------------------------------------------------------
+
+
+def _later(value: object) -> bool:
+    """Known when it was made, or a secret: not to be judged here."""
+    if isinstance(value, Mapping):
+        return _SECRET in value
+    return isinstance(value, str) and value in ("04da6b54-80e4-46f7-96ec-b56ff0331ba9", "[secret]")
+
+
+def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            if isinstance(item, Mapping):
+                yield cast("Mapping[str, Any]", item)
+
+
+def _texts(value: object) -> list[str]:
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
+
+
+def _statements(document: object) -> Iterator[Mapping[str, Any]]:
+    """Of a policy as text or as data. One that is known later, or is no JSON, says nothing."""
+    if isinstance(document, str):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            return
+    if isinstance(document, Mapping):
+        told: object = cast("Mapping[str, Any]", document).get("Statement")
+        yield from _mappings(cast("list[object]", told) if isinstance(told, list) else [told])
+
+
+def _everybody(statement: Mapping[str, Any]) -> bool:
+    principal = statement.get("Principal")
+    if isinstance(principal, Mapping):
+        principal = cast("Mapping[str, Any]", principal).get("AWS")
+    return "*" in _texts(principal)

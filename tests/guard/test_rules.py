@@ -1,0 +1,259 @@
+"""What must not come of a `pulumi up`: each rule both ways, and the SDK's own word on replacements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gpuyard.cli import app
+from gpuyard.cli.guard import documented_to_replace
+from gpuyard.guard import Resource, read
+from gpuyard.guard.rules import Allowed, findings
+
+PROJECT = Path(__file__).parents[2]
+INSTANCE, TEMPLATE = "aws:ec2/instance:Instance", "aws:ec2/launchTemplate:LaunchTemplate"
+GROUP = "aws:ec2/securityGroup:SecurityGroup"
+RESERVATION = "aws:ec2/capacityReservation:CapacityReservation"
+BLOCK = "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock"
+LATER = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+FOUR = {"blockPublicAcls": True, "blockPublicPolicy": True, "ignorePublicAcls": True, "restrictPublicBuckets": True}
+GOOD_MACHINE: dict[str, Any] = {
+    "instanceType": "g6e.12xlarge",
+    "metadataOptions": {"httpTokens": "required"},
+    "rootBlockDevice": {"encrypted": True},
+}
+
+
+def rules(*resources: Resource, **allowed: Any) -> list[str]:
+    found = findings(resources, Allowed(**allowed))
+    assert all(finding.change and finding.why for finding in found)
+    return [finding.rule for finding in found]
+
+
+def one(kind: str, **inputs: Any) -> Resource:
+    return Resource(kind, "it", inputs)
+
+
+def ingress(port: int, source: str, last: int | None = None, protocol: str = "tcp") -> dict[str, Any]:
+    its = {"fromPort": port, "toPort": last or port, "protocol": protocol}
+    return {**its, "ipv6CidrBlocks" if ":" in source else "cidrBlocks": [source]}
+
+
+def policy(**statement: Any) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **statement}]})
+
+
+REFUSED: Mapping[str, tuple[Resource, str]] = {
+    "SSH from anywhere": (one(GROUP, ingress=[ingress(22, "0.0.0.0/0")]), "GUARD-OPEN-GROUP"),
+    "anything from anywhere, IPv6": (one(GROUP, ingress=[ingress(0, "::/0", protocol="-1")]), "GUARD-OPEN-GROUP"),
+    "a range that has the gateway's port": (one(GROUP, ingress=[ingress(8080, "0.0.0.0/0", 8090)]), "GUARD-OPEN-GROUP"),
+    "a rule of its own": (
+        one("aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule", cidrIpv4="0.0.0.0/0", fromPort=22, toPort=22),
+        "GUARD-OPEN-GROUP",
+    ),
+    "an old kind of rule": (
+        one("aws:ec2/securityGroupRule:SecurityGroupRule", type="ingress", **ingress(22, "0.0.0.0/0")),
+        "GUARD-OPEN-GROUP",
+    ),
+    "IMDSv1 by default": (one(TEMPLATE), "GUARD-IMDS"),
+    "IMDSv1 by name": (one(INSTANCE, **{**GOOD_MACHINE, "metadataOptions": {"httpTokens": "optional"}}), "GUARD-IMDS"),
+    "a bare root volume": (one(INSTANCE, **{**GOOD_MACHINE, "rootBlockDevice": {}}), "GUARD-UNENCRYPTED"),
+    "a root volume by default": (one(INSTANCE, metadataOptions={"httpTokens": "required"}), "GUARD-UNENCRYPTED"),
+    "a template's bare volume": (
+        one(TEMPLATE, metadataOptions={"httpTokens": "required"}, blockDeviceMappings=[{"ebs": {"volumeSize": 100}}]),
+        "GUARD-UNENCRYPTED",
+    ),
+    "a bare EFS": (one("aws:efs/fileSystem:FileSystem"), "GUARD-UNENCRYPTED"),
+    "every action of a service": (
+        one("aws:iam/rolePolicy:RolePolicy", policy=policy(Action="s3:*", Resource="arn:aws:s3:::b/*")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "every resource": (
+        one("aws:iam/policy:Policy", policy=policy(Action=["s3:GetObject"], Resource="*")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "all but some": (
+        one("aws:iam/policy:Policy", policy=policy(NotAction="iam:*", Resource="a")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a role for everybody": (
+        one("aws:iam/role:Role", assumeRolePolicy=policy(Action="sts:AssumeRole", Principal={"AWS": "*"})),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a public ACL": (one("aws:s3/bucketAcl:BucketAcl", acl="public-read"), "GUARD-PUBLIC-BUCKET"),
+    "half a block": (one(BLOCK, **{**FOUR, "blockPublicPolicy": False}), "GUARD-PUBLIC-BUCKET"),
+    "a policy for everybody": (
+        one("aws:s3/bucketPolicy:BucketPolicy", policy=policy(Action="s3:GetObject", Principal="*", Resource="b")),
+        "GUARD-PUBLIC-BUCKET",
+    ),
+    "a bucket without a block": (one("aws:s3/bucket:Bucket"), "GUARD-PUBLIC-BUCKET"),
+    "a node that goes": (Resource(INSTANCE, "prod-chat-0", GOOD_MACHINE, act="delete"), "GUARD-NODE"),
+    "a node that is replaced": (Resource(INSTANCE, "n", GOOD_MACHINE, act="replace", because=("ami",)), "GUARD-NODE"),
+    "a reservation that goes": (Resource(RESERVATION, "block", {}, act="delete"), "GUARD-RESERVATION"),
+    "a reservation that is replaced": (Resource(RESERVATION, "block", {}, act="replace"), "GUARD-RESERVATION"),
+}
+
+
+@pytest.mark.parametrize(("resource", "rule"), REFUSED.values(), ids=REFUSED)
+def test_what_would_be_lost_or_opened_is_found_by_its_rule_alone(resource: Resource, rule: str) -> None:
+    assert rules(resource) == [rule]
+
+
+PASSES: Mapping[str, Resource] = {
+    "the gateway's port from anywhere": one(GROUP, ingress=[ingress(8080, "0.0.0.0/0")]),
+    "a network that is named": one(GROUP, ingress=[ingress(22, "10.0.0.0/8")]),
+    "the group itself": one(GROUP, ingress=[{"protocol": "-1", "fromPort": 0, "toPort": 0, "self": True}]),
+    "a way out": one("aws:ec2/securityGroupRule:SecurityGroupRule", type="egress", **ingress(0, "0.0.0.0/0")),
+    "a good machine": one(INSTANCE, **GOOD_MACHINE),
+    "a machine of a template": one(INSTANCE, launchTemplate={"id": LATER}),
+    "no metadata at all": one(INSTANCE, **{**GOOD_MACHINE, "metadataOptions": {"httpEndpoint": "disabled"}}),
+    "what is known later": one(TEMPLATE, metadataOptions=LATER),
+    "a template's volume, in its own words": one(
+        TEMPLATE, metadataOptions={"httpTokens": "required"}, blockDeviceMappings=[{"ebs": {"encrypted": "true"}}]
+    ),
+    "an encrypted EFS": one("aws:efs/fileSystem:FileSystem", encrypted=True),
+    "one action on one bucket": one(
+        "aws:iam/policy:Policy", policy=policy(Action="s3:GetObject", Resource="arn:aws:s3:::models/*")
+    ),
+    "a wide denial": one("aws:iam/policy:Policy", policy=policy(Action="s3:*", Resource="*").replace("Allow", "Deny")),
+    "a policy that is known later": one("aws:iam/policy:Policy", policy=LATER),
+    "a service's role": one(
+        "aws:iam/role:Role",
+        assumeRolePolicy=policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"}),
+    ),
+    "a whole block": one(BLOCK, **FOUR),
+    "a policy through an endpoint": one(
+        "aws:s3/bucketPolicy:BucketPolicy",
+        policy=policy(Action="s3:GetObject", Principal="*", Condition={"StringEquals": {"aws:sourceVpce": "vpce-1"}}),
+    ),
+    "a new node": Resource(INSTANCE, "n", GOOD_MACHINE, act="create"),
+    "another tag": Resource(INSTANCE, "n", {**GOOD_MACHINE, "tags": {"a": "b"}}, GOOD_MACHINE, act="update"),
+    "a new reservation": Resource(RESERVATION, "block", {}, act="create"),
+}
+
+
+@pytest.mark.parametrize("resource", PASSES.values(), ids=PASSES)
+def test_what_is_safe_is_let_through(resource: Resource) -> None:
+    assert rules(resource) == []
+
+
+def test_a_bucket_with_its_block_passes() -> None:
+    assert rules(one("aws:s3/bucket:Bucket"), one(BLOCK, **FOUR)) == []
+
+
+def test_consent_names_what_goes() -> None:
+    node, block = Resource(INSTANCE, "a", GOOD_MACHINE, act="delete"), Resource(RESERVATION, "b", {}, act="delete")
+    assert rules(node, block, drained=frozenset({"a"}), released=frozenset({"b"})) == []
+    assert rules(node, drained=frozenset({"other"})) == ["GUARD-NODE"]
+
+
+def test_cost_is_held_to_the_plan_and_an_unknown_price_is_no_price() -> None:
+    machines = [Resource(INSTANCE, f"n{n}", GOOD_MACHINE, act="create") for n in range(3)]
+    priced: dict[str, Any] = {"price": lambda kind, _: {"g6e.12xlarge": 10.0}.get(kind)}
+    assert rules(*machines, usd_per_hour=30.0, **priced) == []
+    assert rules(*machines, usd_per_hour=29.0, **priced) == ["GUARD-COST"]
+    other = Resource(INSTANCE, "n", {**GOOD_MACHINE, "instanceType": "p9.48xlarge"}, act="create")
+    assert rules(other, usd_per_hour=30.0, **priced) == ["GUARD-COST"]
+    assert rules(
+        *machines, Resource(INSTANCE, "n", {"launchTemplate": LATER}, act="create"), usd_per_hour=99.0, **priced
+    ) == ["GUARD-COST"], "a machine of no known type"
+    gone = Resource(INSTANCE, "n9", GOOD_MACHINE, act="delete")
+    assert rules(*machines, gone, usd_per_hour=30.0, drained=frozenset({"n9"}), **priced) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "forces"),
+    [
+        ("aws:s3/filesFileSystemPolicy:FilesFileSystemPolicy", "fileSystemId", True),
+        ("aws:ec2/launchTemplate:LaunchTemplate", "name", False),
+        ("aws:ec2/ami:Ami", "virtualizationType", False),
+        (INSTANCE, "tags", False),
+        (INSTANCE, "userData", False),
+        ("aws:nothing/here:Here", "name", False),
+        ("pulumi-python:dynamic:Resource", "name", False),
+    ],
+)
+def test_a_replacement_is_told_where_the_sdk_documents_it_and_not_guessed(kind: str, key: str, forces: bool) -> None:
+    assert documented_to_replace(kind, key) is forces
+
+
+def test_a_machine_has_the_type_of_the_template_that_it_is_made_of() -> None:
+    """Preview and state tell which one that is, also while its id is known later."""
+    imds = {"metadataOptions": {"httpTokens": "required"}}
+
+    def step(kind: str, name: str, inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"op": "create", "urn": urn(kind, name), "newState": {"type": kind, "inputs": inputs, **more}}
+
+    spot = {"instanceMarketOptions": {"marketType": "spot"}}
+    steps = [
+        step(TEMPLATE, "large", {**imds, "instanceType": "p5.48xlarge"}),
+        step(TEMPLATE, "small", {**imds, **spot, "instanceType": "g6e.12xlarge"}),
+        step(
+            INSTANCE, "a", {"launchTemplate": LATER}, propertyDependencies={"launchTemplate": [urn(TEMPLATE, "large")]}
+        ),
+        step(
+            INSTANCE, "b", {"launchTemplate": LATER}, propertyDependencies={"launchTemplate": [urn(TEMPLATE, "small")]}
+        ),
+    ]
+    asked: list[tuple[str, str]] = []
+    allowed = Allowed(usd_per_hour=1.0, price=lambda *of: asked.append(of) or 0.5)
+    assert findings(read({"steps": steps}), allowed) == []
+    assert asked == [("p5.48xlarge", "on-demand"), ("g6e.12xlarge", "spot")]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def urn(kind: str, name: str) -> str:
+    return f"urn:pulumi:prod::gpuyard::gpuyard:aws:Fleet${kind}::{name}"
+
+
+def test_a_preview_and_a_state_are_read(tmp_path: Path) -> None:
+    steps = [
+        {"op": "delete", "urn": urn(INSTANCE, "prod-chat-1"), "oldState": {"type": INSTANCE, "inputs": GOOD_MACHINE}},
+        {"op": "delete-replaced", "urn": urn(INSTANCE, "prod-chat-0"), "oldState": {"type": INSTANCE}},
+        {
+            "op": "replace",
+            "urn": urn(INSTANCE, "prod-chat-0"),
+            "oldState": {"type": INSTANCE, "inputs": GOOD_MACHINE},
+            "newState": {"type": INSTANCE, "inputs": {**GOOD_MACHINE, "ami": "ami-2"}},
+            "replaceReasons": ["ami"],
+        },
+    ]
+    found = findings(read({"steps": steps}), Allowed())
+    assert [(finding.rule, finding.resource) for finding in found] == [
+        ("GUARD-NODE", "prod-chat-1"),
+        ("GUARD-NODE", "prod-chat-0"),
+    ]
+    assert "because of ami" in found[1].found
+    state = {"version": 3, "deployment": {"resources": [{"urn": urn(GROUP, "g"), "type": GROUP, "inputs": {}}]}}
+    state["deployment"]["resources"][0]["inputs"] = {"ingress": [ingress(22, "0.0.0.0/0")]}  # type: ignore[index]
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(state))
+    ran = CliRunner().invoke(app, ["guard", str(path), "--json"])
+    assert ran.exit_code == 1
+    assert [finding["rule"] for finding in json.loads(ran.output)["findings"]] == ["GUARD-OPEN-GROUP"]
+
+
+def test_the_cost_of_a_fleet_is_compared_with_its_plan(tmp_path: Path) -> None:
+    machine = {**GOOD_MACHINE, "instanceType": "p5.48xlarge"}
+    rows = [{"urn": urn(INSTANCE, f"prod-large-{n}"), "type": INSTANCE, "inputs": machine} for n in range(9)]
+    path = tmp_path / "state.json"
+    for number, code in ((3, 0), (9, 1)):
+        path.write_text(json.dumps({"deployment": {"resources": rows[:number]}}))
+        ran = CliRunner().invoke(app, ["guard", str(path), "--fleet", str(PROJECT / "fleets/prod.yaml")])
+        assert ran.exit_code == code, ran.output
+    assert "GUARD-COST" in ran.output  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "no json", '{"steps": 3}'])
+def test_what_is_neither_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    assert CliRunner().invoke(app, ["guard", str(path)]).exit_code == 3
+    assert CliRunner().invoke(app, ["guard", str(tmp_path / "none.json")]).exit_code == 3
