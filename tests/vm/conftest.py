@@ -3,9 +3,12 @@
 The next test then gets a new one, and brings it by itself to where it begins: `Guest.having`.
 """
 
+import json
+import os
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +107,34 @@ class Guest:
     def driver(self) -> str:
         """The loaded one."""
         return self.said("cat /sys/module/nvidia/version")
+
+    def play(self, role: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        """Run a role on it, as a playbook would."""
+        port, ssh = self.state.port, self.place.ssh
+        host = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": port,
+            "ansible_user": "root",
+            "ansible_timeout": 120,  # an emulated machine on a busy one
+            "ansible_ssh_private_key_file": str(ssh / "id_ed25519"),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={ssh}/known_hosts -o IdentitiesOnly=yes",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            **variables,
+        }
+        role_play = {"name": "Run a role", "hosts": "all", "gather_facts": False, "roles": [f"gpuyard.fleet.{role}"]}
+        inventory, playbook = self.place.state / "guest.json", self.place.state / "guest.yml"
+        inventory.write_text(json.dumps({"all": {"hosts": {self.name: host}}}))
+        playbook.write_text(json.dumps([role_play]))
+        return subprocess.run(
+            [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook],
+            cwd=PROJECT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            input="",
+        )
 
     @contextmanager
     def at_work(self, command: str, line: str) -> Generator[subprocess.Popen[str]]:
