@@ -31,7 +31,7 @@ lab-down: ## remove the lab fleet and all that it left on this machine
 
 .PHONY: test
 test: ## set up, run every test this machine can run, list what was not run and why
-	@tools/setup $(LAB) haproxy || [ $$? = 3 ] # 3: no root here, so the lab's parts are listed as not run
+	@tools/setup $(LAB) haproxy browser || [ $$? = 3 ] # 3: no root here, so the lab's parts are listed as not run
 	@. ./activate && python tools/test.py
 
 .PHONY: lint

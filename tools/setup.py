@@ -69,6 +69,15 @@ STEPS: Mapping[str, Step] = {
             gib=0.2,
             source=DEBIAN_ARCHIVE,
         ),
+        Step(
+            "browser",
+            lambda: machine.debs_ready(machine.BROWSER_PACKAGES),
+            lambda work: machine.make_debs(work, machine.BROWSER_PACKAGES),
+            needs=("debs",),
+            seconds=900,
+            gib=0.4,
+            source=DEBIAN_ARCHIVE,
+        ),
         Step("vm", nodes.vm_ready, nodes.make_vm, needs=("debs",), seconds=1200, gib=3, source=DEBIAN_ARCHIVE),
         Step(
             "engine",

@@ -43,6 +43,8 @@ PACKAGES = {
     "systemd-container": "systemd-nspawn",
 }
 QEMU_PACKAGES = {"qemu-system-x86": "qemu-system-x86_64", "qemu-utils": "qemu-img"}
+# The smallest of Debian's browsers that draws a page as a person's would; a font, for it brings none.
+BROWSER_PACKAGES = {"chromium-headless-shell": "chromium-headless-shell", "fonts-dejavu-core": ""}
 
 PYTHON_OLDEST = (3, 12)
 

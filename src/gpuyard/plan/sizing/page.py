@@ -20,6 +20,10 @@ svg text { font: 10px system-ui, sans-serif; fill: #1c2430 }
 .key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 .9rem; vertical-align: -2px }
 .unsure { color: #9a6a12 } .green { color: #2c7a49 } .amber { color: #9a6a12 } .red { color: #b3312c }
 code { font-size: 13px; overflow-wrap: anywhere }
+@media (max-width: 50rem) {
+  table { display: block; overflow-x: auto }
+  td { min-width: 7rem }
+}
 """
 
 
@@ -40,7 +44,9 @@ def html(plan: Plan) -> str:
     bill += "".join(_row(f"together, {figure.unit}", figure) for figure in _totals(plan))
     bill += "".join(f"<tr><td>pool {escape(name)}</td><td>no price</td></tr>" for name in plan.unpriced)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Plan of {escape(plan.fleet)}</title><style>{STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>Plan of {escape(plan.fleet)}</title>
+<style>{STYLE}</style></head>
 <body>
 <h1>Plan of fleet {escape(plan.fleet)}: <span class="{plan.verdict}">{plan.verdict}</span></h1>
 <p>Open a figure to see its arithmetic and source. <span class="unsure">Figures in this colour are unverified</span>:
@@ -50,6 +56,7 @@ a part of them is assumed, remembered or reckoned, not measured.</p>
 <h2>Bill</h2><table><tr><th>what</th><th>figure</th></tr>{bill}</table>
 {"".join(_pool(pool) for pool in plan.pools)}
 {"".join(_model(plan, model) for model in plan.models)}
+{"".join(_considered(pool) for pool in plan.pools)}
 <h2>What the plan rests on</h2>
 <table><tr><th>figure</th><th>value</th><th>stated by the fleet</th></tr>{"".join(_assumed(plan))}</table>
 </body></html>
@@ -103,15 +110,19 @@ def _pool(pool: PoolPlan) -> str:
         ]
     rows += [(name, _figure(figure)) for name, figure in figures if figure]
     body = "".join(f"<tr><th>{name}</th><td>{told}</td></tr>" for name, told in rows)
-    considered = "".join(
+    return f"<h2>Pool {escape(pool.name)}</h2><table>{body}</table>"
+
+
+def _considered(pool: PoolPlan) -> str:
+    rows = "".join(
         f"<tr><td>{escape(item.what)}</td><td>{_figure(item.usd_per_node_hour)}</td><td>{_figure(item.usd_per_mtok)}</td>"
         f"<td>{escape(item.rule)}</td><td>{escape(item.why)}</td></tr>"
         for item in pool.considered
     )
-    if considered:
-        head = "<tr><th>what</th><th>node</th><th>busy all the time</th><th>rule</th><th>why</th></tr>"
-        considered = f"<h3>Considered, not chosen</h3><table>{head}{considered}</table>"
-    return f"<h2>Pool {escape(pool.name)}</h2><table>{body}</table>{considered}"
+    if not rows:
+        return ""
+    head = "<tr><th>what</th><th>node</th><th>busy all the time</th><th>rule</th><th>why</th></tr>"
+    return f"<h2>Considered for pool {escape(pool.name)}, not chosen</h2><table>{head}{rows}</table>"
 
 
 def _model(plan: Plan, model: ModelPlan) -> str:

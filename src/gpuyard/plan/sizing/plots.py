@@ -123,9 +123,12 @@ class _Frame:
 
     def upright(self, x: float, told: str, *, lower: bool = False) -> str:
         at = self.x(x)
+        # Near the right edge the words stand to the left of their line.
+        beside, anchor = (at - 4, "end") if at > 0.75 * _WIDTH else (at + 4, "start")
         return (
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="#1c2430" '
-            f'stroke-dasharray="3 2"/><text x="{at + 4:.1f}" y="{_TOP + (24 if lower else 10)}">{escape(told)}</text>'
+            f'stroke-dasharray="3 2"/><text x="{beside:.1f}" y="{_TOP + (24 if lower else 10)}" '
+            f'text-anchor="{anchor}">{escape(told)}</text>'
         )
 
     def level(self, y: float, told: str, colour: str) -> str:
