@@ -101,7 +101,8 @@ def test_the_questions_find_what_is_wrong(tmp_path: Path) -> None:
     page.write_text(
         "<!doctype html><title>bad</title><body><div style='width: 3000px'>wide</div>"
         "<p style='width: 9px'>incomprehensible</p>"
-        "<img src='gone.png'><svg viewBox='0 0 100 60' width='100' aria-label='plot'><text x='90' y='20'>too long</text>"
+        "<img src='gone.png'><svg viewBox='0 0 100 60' width='100' aria-label='plot'>"
+        "<text x='90' y='20'>too long</text>"
         "<text x='10' y='20'>one</text><text x='12' y='20'>over</text></svg><script>nothing()</script></body>"
     )
     found = opened(page, 1280)

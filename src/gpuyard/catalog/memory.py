@@ -93,6 +93,8 @@ class Forward(Row):
     graph_gib: Range
     """Estimate of CUDA graphs: for each layer."""
     graph_base_gib: Range
+    display_gib: float
+    """The least that is likely beside PyTorch's memory on a card for a desk, alone."""
     weights_spread: tuple[float, float]
     """Low and high of weights that come from the config alone, as shares."""
 

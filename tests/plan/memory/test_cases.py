@@ -54,7 +54,7 @@ def test_the_half_that_was_fitted() -> None:
 def test_the_half_that_is_only_scored() -> None:
     """Two starts are far off, both on the safe side, and docs/fit.md says why."""
     given, alone = scores("weights", "scored"), scores("config", "scored")
-    assert (given["cases"], given["median"] <= 0.0055, given["most_optimistic"] <= 0.036) == (12, True, True)
+    assert (given["cases"], given["median"] <= 0.0055, given["most_optimistic"] <= 0.02) == (12, True, True)
     assert (given["worst"] <= 0.143, given["coverage"] >= 0.9) == (True, True)
     assert (alone["cases"], alone["median"] <= 0.004, alone["worst"] <= 0.121, alone["coverage"] >= 0.9) == (
         13,
@@ -171,6 +171,7 @@ def test_rows_with_too_many_or_too_few_cells_are_read(tmp_path: Path) -> None:
 def test_the_gpu_that_people_mean(text: str, name: str, gib: float) -> None:
     board = board_named(load_catalog().gpus, text)
     assert (board.name, board.likely_gib) == (name, pytest.approx(gib))
+    assert board.display is (gib < 34 and ("RTX" in text or "card" in text))
 
 
 @pytest.mark.parametrize(
@@ -183,3 +184,11 @@ def test_the_number_that_a_cell_begins_with(text: str, value: float | None) -> N
 
 def test_the_file_is_read_as_csv_is_written() -> None:
     assert len(ROWS) == len(list(csv.reader(io.StringIO(STARTS.read_text())))) - 1
+
+
+def test_where_nobody_told_the_version_the_low_end_holds_for_those_that_take_most() -> None:
+    row = {"model": "Qwen/Qwen3-8B", "gpu": "H100-80GB", "gpu_mem_util": "0.9"}
+    none, old = predict_all([row, {**row, "vllm_version": "0.15.0"}], STARTS.parent)
+    assert none.done and old.done
+    assert none.done.kv_cache_gib_low <= old.done.kv_cache_gib_low
+    assert "no version told" in none.reason

@@ -191,3 +191,60 @@ def test_a_mixture_of_experts_knows_its_dense_layers() -> None:
     assert [layer.experts for layer in shape.layers] == [False] + [True] * 11
     assert shape.experts
     assert shape.experts.shared_intermediate == 1024
+
+
+# Parameters in billions, as their makers state them, of kinds whose config.json has words of its own.
+WORDS: dict[str, tuple[float, dict[str, Any]]] = {
+    "phi3": (3.84, {
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 200_064, "tie_word_embeddings": True}),
+    "phi": (2.78, {"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10_240, "num_attention_heads": 32,
+                   "num_hidden_layers": 32, "vocab_size": 51_200}),
+    "starcoder2": (15.96, {"model_type": "starcoder2", "hidden_size": 6144, "intermediate_size": 24_576,
+                           "num_attention_heads": 48, "num_key_value_heads": 4, "num_hidden_layers": 40,
+                           "vocab_size": 49_152}),
+    "jamba: experts in every second layer, the second one first": (51.57, {
+        "model_type": "jamba", "hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_hidden_layers": 32, "num_experts": 16, "num_experts_per_tok": 2,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 8, "attn_layer_offset": 4,
+        "mamba_d_state": 16, "mamba_expand": 2, "vocab_size": 65_536}),
+    "dbrx: words in parts of parts": (131.6, {
+        "model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40, "max_seq_len": 32_768,
+        "vocab_size": 100_352, "attn_config": {"kv_n_heads": 8},
+        "ffn_config": {"ffn_hidden_size": 10_752, "moe_num_experts": 16, "moe_top_k": 4}}),
+    "chatglm": (9.4, {"model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13_696, "num_layers": 40,
+                      "num_attention_heads": 32, "multi_query_attention": True, "multi_query_group_num": 2,
+                      "kv_channels": 128, "padded_vocab_size": 151_552, "seq_length": 131_072}),
+    "states alone": (2.7, {"model_type": "mamba2", "hidden_size": 2560, "num_hidden_layers": 64, "state_size": 128,
+                           "num_heads": 80, "head_dim": 64, "n_groups": 1, "expand": 2, "vocab_size": 50_288,
+                           "tie_word_embeddings": True}),
+    "Mistral's own format, with a tower": (12.68, {
+        "dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 14_336, "n_heads": 32, "n_kv_heads": 8,
+        "vocab_size": 131_072, "vision_encoder": {"hidden_size": 1024, "intermediate_size": 4096,
+                                                  "num_hidden_layers": 24}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_words_of_each_kind_come_to_the_parameters_that_its_makers_state(words: str) -> None:
+    stated, config = WORDS[words]
+    shape = shape_of(config, words)
+    assert weights_of(shape, 1, 1, None, "bfloat16").whole / 2e9 == pytest.approx(stated, rel=0.012)
+    assert shape.multimodal is ("tower" in words)
+
+
+def test_towers_are_sharded_but_for_the_one_of_mistrals_own_format() -> None:
+    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "spatial_merge_size": 2}
+    text = {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 1024}
+    bare, sees, own = (
+        shape_of({**text, **more}, "m") for more in ({}, {"vision_config": tower}, {"vision_encoder": tower})
+    )
+
+    def more(shape: Shape, tensor: int) -> int:
+        return (
+            weights_of(shape, tensor, 1, None, "bfloat16").per_rank[0]
+            - weights_of(bare, tensor, 1, None, "bfloat16").per_rank[0]
+        )
+
+    assert more(sees, 2) == pytest.approx(more(sees, 1) / 2)
+    assert more(own, 2) == more(own, 1) == more(sees, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpuyard.catalog import load_catalog
 from gpuyard.catalog.memory import load_memory, load_shapes
-from gpuyard.plan.memory.budget import Board, board_of, engine_row
+from gpuyard.plan.memory.budget import Board, board_of, engine_row, non_torch
 from gpuyard.plan.memory.config import shape_of
 from gpuyard.plan.memory.fit import Settings, fit
 from gpuyard.spec.errors import RefusedError
@@ -228,3 +228,15 @@ def test_versions_come_in_order_and_an_unknown_newer_one_is_as_the_last() -> Non
 def test_weights_from_the_config_alone_come_near_what_was_printed(name: str, gib: float) -> None:
     """llm-d-incubation/llm-d-planner docs/empirical-vllm-memory-results.md @e50305a."""
     assert fit(SHAPES[name], H100, Settings(max_model_len=4096), TABLES).weights_gib == pytest.approx(gib, rel=0.01)
+
+
+def test_more_is_taken_beside_pytorch_on_a_card_for_a_desk() -> None:
+    taken = [non_torch(TABLES, "0.11.0", 1, GPUS[name]).likely for name in ("GeForce-RTX-4090", "L4")]
+    assert taken[0] > taken[1] + 0.1
+
+
+def test_a_version_that_nobody_read_says_so() -> None:
+    told = [
+        [item.rule for item in fit(LLAMA, H100, Settings(version), TABLES).findings] for version in ("0.32.0", "0.99.0")
+    ]
+    assert ["FIT-VERSION" in rules for rules in told] == [False, True]

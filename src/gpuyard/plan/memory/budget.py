@@ -21,6 +21,8 @@ class Board:
     memory_gib: Range
     """As CUDA reports it to PyTorch: less than the board's, by what driver and ECC keep."""
     nvlink: bool
+    display: bool = False
+    """A card for a desk, or one that is not known: more of its memory goes beside PyTorch's."""
 
     @property
     def likely_gib(self) -> float:
@@ -31,7 +33,8 @@ def board_of(gpu: Gpu) -> Board:
     """The board of a row of the catalog."""
     # Drivers differ in what they keep for themselves.
     spread = 0.15 if gpu.memory_measured else 0.4
-    return Board(gpu.name, (gpu.memory_gib - spread, gpu.memory_gib, gpu.memory_gib + spread), gpu.nvlink)
+    memory = (gpu.memory_gib - spread, gpu.memory_gib, gpu.memory_gib + spread)
+    return Board(gpu.name, memory, gpu.nvlink, gpu.name.startswith("GeForce"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +119,21 @@ def _routed(shape: Shape, tensor: int) -> float:
     return shape.experts.per_token * (max(2 * inner, shape.hidden) + inner)
 
 
-def non_torch(tables: MemoryTables, version: str, tensor: int, nvlink: bool) -> Term:
+def non_torch(tables: MemoryTables, version: str, tensor: int, board: Board) -> Term:
     """The row for most GPUs, of the newest version that is not newer than this one."""
     rows = [
         row
         for row in tables.non_torch
-        if numbers(row.since) <= _whole(version) and row.tensor_parallel_size <= tensor and row.nvlink in (None, nvlink)
+        if numbers(row.since) <= _whole(version)
+        and row.tensor_parallel_size <= tensor
+        and row.nvlink in (None, board.nvlink)
     ]
     widest = max(row.tensor_parallel_size > 1 for row in rows)
     rows = [row for row in rows if (row.tensor_parallel_size > 1) == widest]
     row = max(rows, key=lambda row: (numbers(row.since), row.tensor_parallel_size))
-    return Term(*row.gib)
+    low, likely, high = row.gib
+    least = tables.forward[0].display_gib if board.display and tensor == 1 else 0.0
+    return Term(low, max(likely, least), max(high, 1.3 * least))
 
 
 def graphs(shape: Shape, engine: EngineMemory, forward: Forward, eager: bool) -> Term:

@@ -30,6 +30,11 @@ _FAMILIES = (
 _NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 _SUFFIX = re.compile(r"-(instruct|it|base|chat|hf|bf16|fp16)(?=$|-)")
 
+_DESK = 34
+"""GiB: a card that nobody names and that has less may be one for a desk."""
+_GREEDIEST = "0.15.0"
+"""Of the versions with the largest sampler: what is left where nobody told the version may be as little."""
+
 Row = Mapping[str, str]
 
 
@@ -115,6 +120,9 @@ def predict(row: Row, shapes: Shapes, gpus: Sequence[Gpu], tables: MemoryTables)
         if settings.max_model_len and settings.max_model_len > shape.max_model_len:
             shape = replace(shape, max_model_len=settings.max_model_len)
         done = fit(shape, board, settings, tables)
+        if not told["vllm_version"]:
+            least = fit(shape, board, replace(settings, engine=_GREEDIEST), tables).kv_cache_gib_low
+            done = replace(done, kv_cache_gib_low=min(done.kv_cache_gib_low, least))
     except RefusedError as refused:
         return Prediction(row, None, str(refused))
     notes += [finding.rule for finding in done.findings]
@@ -199,13 +207,14 @@ def board_named(gpus: Sequence[Gpu], text: str) -> Board:
     seen = re.search(r"\(([\d.]+) GiB\b(?! free)", text)
     if seen:
         total = float(seen[1])
-        return Board(found.name if found else text, (total - 0.01, total, total + 0.01), bool(found and found.nvlink))
+        memory, name = (total - 0.01, total, total + 0.01), found.name if found else text
+        return Board(name, memory, bool(found and found.nvlink), board_of(found).display if found else total < _DESK)
     if found:
         return board_of(found)
     if size:
         # A card sold by so many GB shows a little less than so many GiB.
         gib = float(size[1])
-        return Board(text, (0.965 * gib, 0.985 * gib, 1.0 * gib), False)
+        return Board(text, (0.965 * gib, 0.985 * gib, 1.0 * gib), False, gib < _DESK)
     near = ", ".join(gpu.name for gpu in gpus[:3])
     raise RefusedError("FIT-GPU", f"GPU {text or '(none)'}", "the catalog has no such name", f"e.g. {near}, … or 24GB")
 

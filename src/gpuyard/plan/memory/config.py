@@ -14,14 +14,29 @@ _ALIASES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv"),
+    "num_key_value_heads": (
+        "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num",
+    ),
+    "head_dim": ("head_dim", "kv_channels"),
+    "vocab_size": ("vocab_size", "padded_vocab_size"),
     "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", "d_ff"),
     "max_position_embeddings": (
         "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
     ),
     "experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
-    "experts_per_token": ("num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_k", "top_k_experts"),
+    "experts_per_token": (
+        "num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_k", "moe_top_k", "top_k_experts",
+    ),
+    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+    "shared_width": ("shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size"),
+    "dense_layers": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
+    "expert_step": ("decoder_sparse_step", "interleave_moe_layer_step", "expert_layer_period"),
 }  # fmt: skip
+_UNGATED = (
+    "opt", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "codegen", "bloom", "falcon", "phi", "starcoder2", "mpt",
+    "nemotron", "nemotron_h", "persimmon", "bert", "roberta", "xlm-roberta",
+)  # fmt: skip
+"""Kinds whose feed-forward part has two matrices: no gate."""
 _LINEAR = ("linear_attention", "mamba", "mamba2", "gated_delta_net", "kda", "linear", "recurrent", "gdn")
 
 
@@ -43,7 +58,11 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """The shape that a config.json tells. Raises RefusedError: FIT-CONFIG names the field and what would pass."""
     text = _text(config)
     reader = _Reader(text, name)
-    hidden, count, heads = (reader.needed(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    latent, linear, experts = _latent(reader), _linear(reader), _experts(reader, config)
+    hidden, count = reader.needed("hidden_size"), reader.needed("num_hidden_layers")
+    # A model of states alone has heads of states and no others.
+    heads = reader.number("num_attention_heads") or (linear.value_heads if linear else 0)
+    heads = heads or reader.needed("num_attention_heads")
     vocab = reader.needed("vocab_size")
     if hidden < heads:
         raise reader.refused("hidden_size", f"{hidden} is less than its {heads} attention heads", "set it as trained")
@@ -53,11 +72,11 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         raise reader.refused(
             "num_key_value_heads", f"{kv_heads} do not divide the {heads} attention heads", f"e.g. {heads}"
         )
-    latent, linear, experts = _latent(reader), _linear(reader), _experts(reader, config)
     mixers = _mixers(reader, count, latent, linear)
     wide = reader.number("global_head_dim"), reader.number("num_global_key_value_heads")
-    dense_first = reader.number("first_k_dense_replace") or 0
-    step = reader.number("decoder_sparse_step") or reader.number("interleave_moe_layer_step") or 1
+    dense_first, step = reader.number("dense_layers") or 0, reader.number("expert_step") or 1
+    offset = reader.number("expert_layer_offset")
+    sparse = step - 1 if offset is None else offset
     listed = cast("object", text.get("mlp_only_layers"))
     dense = [item for item in cast("list[Any]", listed) if _whole(item)] if isinstance(listed, list) else []
     told = cast("object", text.get("mlp_layer_types"))
@@ -69,17 +88,21 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
             kv_heads=wide[1] or kv_heads if mixer == "full" else kv_heads,
             head_dim=wide[0] or head_dim if mixer == "full" else head_dim,
             window=window,
-            experts=bool(experts) and index >= dense_first and index not in dense and (index + 1) % step == 0,
+            experts=bool(experts) and index >= dense_first and index not in dense and index % step == sparse % step,
         )
         for index, (mixer, window) in enumerate(mixers)
     )
     method, bits, group, unquantized = _quantization(config, text)
-    towers = [
-        cast("Mapping[str, Any]", text[key])
-        for key in ("vision_config", "audio_config")
+    towers = {
+        key: _tower(cast("Mapping[str, Any]", text[key]), hidden)
+        for key in ("vision_config", "audio_config", "vision_encoder")
         if isinstance(text.get(key), Mapping)
-    ]
-    wanted = experts.intermediate if experts else 4 * hidden
+    }
+    # Mistral's own format keeps its tower whole on every rank.
+    whole = towers.get("vision_encoder", 0)
+    each = (reader.number("hidden_size_per_layer_input") or 0) * count
+    bare = reader.number("num_attention_heads") is None
+    wanted = experts.intermediate if experts else 0 if bare else 4 * hidden
     return Shape(
         name=name,
         layers=layers,
@@ -90,7 +113,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", _ties(config)))),
         max_model_len=_longest(reader),
         dtype=_dtype(config, text),
-        gated=not str(text.get("model_type", "")).startswith(("opt", "gpt2", "gpt_neox", "bloom", "falcon", "phi")),
+        gated=text.get("model_type") not in _UNGATED,
         attention_gate=bool(text.get("attn_output_gate", "qwen3_next" in str(text.get("model_type", "")))),
         experts=experts,
         latent=latent,
@@ -100,7 +123,9 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         group=group,
         unquantized=unquantized,
         cache_dtype=_cache_dtype(config, text),
-        extra_params=sum(_tower(tower, hidden) for tower in towers),
+        whole_params=whole,
+        # Beside the towers: embeddings of each layer's own, as of gemma3n.
+        extra_params=sum(towers.values()) - whole + each * (reader.number("vocab_size_per_layer_input") or vocab),
         multimodal=bool(towers),
         source="its config.json",
     )
@@ -121,6 +146,8 @@ class _Reader:
         """A whole number above nothing, by any of its names; None where it is not told."""
         for alias in _ALIASES.get(key, (key,)):
             value = self.config.get(alias)
+            if isinstance(value, list) and value and all(map(_whole, cast("list[Any]", value))):
+                value = max(cast("list[int]", value))  # told layer by layer: the widest
             if value is None or isinstance(value, (list, dict)):
                 continue
             if not _whole(value):
@@ -169,7 +196,10 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
             own = _DEFAULTS.get(str(inner.get("model_type")), {})
             return {**own, **config, **inner}
     thinker = config.get("thinker_config")
-    return _text(cast("Mapping[str, Any]", thinker)) if isinstance(thinker, Mapping) else config
+    if isinstance(thinker, Mapping):
+        return _text(cast("Mapping[str, Any]", thinker))
+    parts = [config[key] for key in ("attn_config", "ffn_config") if isinstance(config.get(key), Mapping)]
+    return {key: value for part in [*parts, config] for key, value in part.items()}
 
 
 def _ties(config: Mapping[str, Any]) -> bool:
@@ -239,9 +269,9 @@ def _experts(reader: _Reader, config: Mapping[str, Any]) -> Experts | None:
         intermediate = reader.number("intermediate_size") or intermediate
     if not intermediate:
         raise reader.refused("moe_intermediate_size", "it is not there", "add the width of one expert")
-    shared = reader.number("shared_expert_intermediate_size") or reader.number("share_expert_dim")
+    shared = reader.number("shared_width")
     if shared is None:
-        shared = (reader.number("n_shared_experts") or 0) * intermediate
+        shared = (reader.number("shared_experts") or 0) * intermediate
     if str(reader.config.get("model_type", "")).startswith("llama4"):
         shared = intermediate
     return Experts(count, min(reader.number("experts_per_token") or 2, count), intermediate, shared)
@@ -269,7 +299,7 @@ def _mixers(
         at = step - 1 if offset is None else offset
         state: Mixer = "delta" if "linear_num_value_heads" in config else "mamba2"
         return [("full" if index % step == at else state, None) for index in range(count)]
-    if linear and "num_attention_heads" not in config:
+    if linear and reader.number("num_attention_heads") is None:
         return [("mamba2", None)] * count
     if latent:
         return [("mla", None)] * count
@@ -356,7 +386,13 @@ def _tower(tower: Mapping[str, Any], hidden: int) -> int:
         number("hidden_size", "vt_hidden_size", "embed_dim", "d_model", "width"),
         number("num_hidden_layers", "vt_num_hidden_layers", "depth", "encoder_layers"),
     )
+    depth += number("num_global_layers")
     inner = number("intermediate_size", "vt_intermediate_size", "encoder_ffn_dim") or 4 * width
     matrices = 3 if str(tower.get("hidden_act", "")) in ("silu", "swiglu") else 2
     out = number("out_hidden_size", "output_dim") or hidden
-    return depth * (4 * width * width + matrices * width * inner) + width * width * 4 + width * out * 4
+    # What joins so many patches into one token; a model may have further ones for what it takes out half-way.
+    merged = width * (number("spatial_merge_size") or 2) ** 2
+    joint = (merged if number("spatial_merge_size") else width * 2) ** 2 + merged * out
+    halfway = tower.get("deepstack_visual_indexes")
+    joints = 1 + (len(cast("list[Any]", halfway)) if isinstance(halfway, list) else 0)
+    return depth * (4 * width * width + matrices * width * inner) + joints * joint

@@ -125,7 +125,7 @@ def _reckon(
     weights = _weights(shape, settings, quantization, dtype, forward.weights_spread)
     taken = (
         activation(shape, engine, forward, batch, tensor),
-        non_torch(tables, settings.engine, tensor * pipeline, board.nvlink),
+        non_torch(tables, settings.engine, tensor * pipeline, board),
         graphs(shape, engine, forward, settings.enforce_eager),
     )
     low, likely, high = board.memory_gib
@@ -290,7 +290,7 @@ def _doubts(done: Fit, shape: Shape, settings: Settings, engine: EngineMemory) -
     if not shape.verified:
         have, change = "a shape from memory", "give --model config.json"
         found.append(Finding("FIT-SHAPE", "amber", done.model, have, "its config.json", change, shape.source, False))
-    if not engine.verified:
+    if not engine.verified or numbers(settings.engine) > numbers(NEWEST):
         have, need = f"vLLM {settings.engine}, whose planning was not read in full", "one start of it"
         change = "compare with that start's log"
         found.append(Finding("FIT-VERSION", "amber", "", have, need, change, engine.source, False))

@@ -86,7 +86,9 @@ class Shape:
     cache_dtype: str | None
     """What its files say that the cache is kept in, for --kv-cache-dtype auto; None: the model's dtype."""
     extra_params: int
-    """Of a vision or audio tower and other parts that are neither sharded nor quantised."""
+    """Of vision and audio towers and other parts that are sharded and not quantised."""
+    whole_params: int
+    """Of a tower that is kept whole on every rank."""
     multimodal: bool
     files: tuple[int, int] | None = None
     """Of its files: values in 16 or 32 bits, which are served in dtype, and bytes of all others; None: not at hand."""

@@ -59,7 +59,7 @@ def _stage(shape: Shape, stage: int, tensor: int, pipeline: int, quantization: Q
     vocab = -(-shape.vocab // (_VOCAB_ROUNDING * tensor)) * _VOCAB_ROUNDING
     first, last = stage == 0, stage == pipeline - 1
     total += (first + (last and (not shape.tied or not first))) * vocab * shape.hidden * bare
-    total += last * shape.hidden * bare + first * shape.extra_params * bare
+    total += last * shape.hidden * bare + first * (shape.extra_params / tensor + shape.whole_params) * bare
     return int(total)
 
 
