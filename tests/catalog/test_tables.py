@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import _read, load_catalog, load_instances, numbers
+from gpuyard.catalog import _read, load_catalog, load_instances, load_network_cards, numbers
 from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.catalog.rows import Row
@@ -21,6 +21,7 @@ MEMORY = load_memory()
 TABLES: dict[str, tuple[Row, ...]] = {
     **CATALOG.tables(),
     "instances": load_instances(),
+    "network_cards": load_network_cards(),
     **MARKET.tables(),
     **MEMORY.tables(),
     "model_shapes": load_shapes(),
@@ -52,6 +53,7 @@ KEYS: dict[str, list[object]] = {
     "efa": [row.installer for row in CATALOG.efa],
     "models": [row.source_of_weights for row in CATALOG.models],
     "instances": [(row.provider, row.instance) for row in load_instances()],
+    "network_cards": [(row.provider, row.instance) for row in load_network_cards()],
     "prices": [(row.provider, row.instance, row.region, row.purchase) for row in MARKET.prices],
     "api_prices": [(row.provider, row.model) for row in MARKET.api_prices],
     "gpu_speeds": [row.gpu for row in MARKET.gpu_speeds],

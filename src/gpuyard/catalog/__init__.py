@@ -24,6 +24,7 @@ from gpuyard.catalog.rows import (
     Instance,
     KernelLimit,
     ModelSource,
+    NetworkCards,
     OperatingSystem,
     Repository,
     Row,
@@ -67,6 +68,12 @@ def load_catalog() -> Catalog:
 def load_instances() -> tuple[Instance, ...]:
     """The machines of cloud providers; apart, because no lock needs them."""
     return TypeAdapter(tuple[Instance, ...]).validate_json(json.dumps(_read("instances")))
+
+
+@cache
+def load_network_cards() -> tuple[NetworkCards, ...]:
+    """The machines with more than one network card; apart, as the machines are."""
+    return TypeAdapter(tuple[NetworkCards, ...]).validate_json(json.dumps(_read("network_cards")))
 
 
 # The tables are our own and large, and every command reads them: libyaml, which PyYAML has, is ten times as fast as the

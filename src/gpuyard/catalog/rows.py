@@ -262,3 +262,15 @@ class Instance(Row):
     network_gbps: float | None
     efa: int | None
     """Most EFA interfaces; 0: none."""
+
+
+class NetworkCards(Row):
+    """The network cards of a machine that has more than one."""
+
+    provider: str
+    instance: str
+    cards: Annotated[int, Field(ge=2)]
+    first_efa_card: Literal[0, 1]
+    interfaces_per_card: Annotated[int, Field(ge=1)]
+    further_device: Literal[0, 1]
+    """Device index of an EFA-only interface on every card but the first."""

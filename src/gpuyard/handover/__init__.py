@@ -25,14 +25,34 @@ def _ip_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_ip_address)]
 # ssh expands % in these paths and ends them at a quote; neither may come from a folder's name.
-AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f%\"'\\$]*$")]
+# A state is shared, so there a path may begin with the home of whoever runs Ansible.
+OperatorPath = Annotated[str, Field(pattern=r"^(~/|/)[^\x00-\x1f\x7f%\"'\\$]*$")]
 Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")]
+
+
+class Proxy(Closed):
+    """What stands between Ansible and machines without an open port."""
+
+    method: Literal["bastion", "ssm"]
+    bastion: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}@[A-Za-z0-9.-]{1,253}$")] | None = None
+    """user@host, for method bastion."""
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
+    """Region of the sessions, for method ssm."""
+
+    @model_validator(mode="after")
+    def _a_bastion_has_an_address(self) -> Self:
+        if (self.method == "bastion") != (self.bastion is not None):
+            raise ValueError("the address of a bastion belongs to method bastion, and to it alone")
+        return self
 
 
 class Ssh(Closed):
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
-    private_key_file: AbsolutePath
-    known_hosts_file: AbsolutePath
+    private_key_file: OperatorPath
+    known_hosts_file: OperatorPath
+    first_seen: bool = False
+    """A host's key is taken for its own the first time it is seen, where nobody can tell it before."""
+    proxy: Proxy | None = None
 
 
 class AptMirror(Closed):
@@ -60,6 +80,10 @@ class Node(Closed):
     gpu: GpuName | None
     gpu_count: Annotated[int, Field(ge=0)]
     simulated: bool
+    instance_id: Annotated[str, Field(pattern=r"^i-[0-9a-f]{8,17}$")] | None = None
+    """What its provider calls the machine."""
+    zone: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] | None = None
+    """Failure domain that it stands in."""
 
     @model_validator(mode="after")
     def _a_gpu_node_has_a_pool_and_gpus(self) -> Self:
@@ -69,6 +93,13 @@ class Node(Closed):
                 f"{self.role} node {self.name}: pool, gpu and gpu_count belong to gpu nodes, and all three"
             )
         return self
+
+
+class SharedStorage(Closed):
+    """A file system that was made with the fleet, as `mount` names it."""
+
+    kind: Literal["lustre", "efs"]
+    source: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:@/_-]{1,255}$")]
 
 
 class Handover(Closed):
@@ -81,6 +112,7 @@ class Handover(Closed):
     mirrors: Mirrors
     endpoint: Url
     nodes: tuple[Node, ...]
+    shared_storage: tuple[SharedStorage, ...] = ()
 
     @model_validator(mode="after")
     def _nodes_are_told_apart(self) -> Self:

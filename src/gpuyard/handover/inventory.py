@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 
 from gpuyard.catalog import load_catalog
-from gpuyard.handover import VERSION, Handover, HandoverError, Node
+from gpuyard.handover import VERSION, Handover, HandoverError, Node, Ssh
 from gpuyard.plan.lock import Lock, LockedModel
 from gpuyard.spec.errors import RefusedError
 
@@ -101,17 +101,28 @@ def _node_vars(node: Node, handover: Handover) -> dict[str, object]:
         "ansible_port": node.port,
         "ansible_user": handover.ssh.user,
         "ansible_ssh_private_key_file": handover.ssh.private_key_file,
-        "ansible_ssh_common_args": _ssh_args(handover.ssh.known_hosts_file),
+        "ansible_ssh_common_args": _ssh_args(handover.ssh, node),
         "ansible_python_interpreter": "/usr/bin/python3",
         "node_base_fleet": handover.fleet,
         "node_base_hosts": [{"name": other.name, "address": other.address} for other in handover.nodes],
     }
 
 
-def _ssh_args(known_hosts_file: str) -> str:
+def _ssh_args(ssh: Ssh, node: Node) -> str:
     # ssh splits the option's value at spaces unless it is quoted for ssh, inside the quotes for Ansible.
-    path = f'"{known_hosts_file}"' if " " in known_hosts_file else known_hosts_file
-    return f"-o {shlex.quote(f'UserKnownHostsFile={path}')} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
+    path = f'"{ssh.known_hosts_file}"' if " " in ssh.known_hosts_file else ssh.known_hosts_file
+    strict = "accept-new" if ssh.first_seen else "yes"
+    words = [f"-o {shlex.quote(f'UserKnownHostsFile={path}')} -o StrictHostKeyChecking={strict} -o IdentitiesOnly=yes"]
+    if ssh.proxy and ssh.proxy.method == "bastion":
+        words.append(f"-o ProxyJump={ssh.proxy.bastion}")
+    elif ssh.proxy:
+        session = (
+            f"aws ssm start-session --region {ssh.proxy.region} --target {node.instance_id} "
+            "--document-name AWS-StartSSHSession --parameters portNumber=%p"
+        )
+        # An address may be another machine's tomorrow: the key is kept under the machine's own name.
+        words += [f"-o {shlex.quote(f'ProxyCommand={session}')}", f"-o HostKeyAlias={node.instance_id}"]
+    return " ".join(words)
 
 
 def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:

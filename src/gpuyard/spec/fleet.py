@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gpuyard.spec.aws import Aws, PoolAws
 from gpuyard.spec.closed import (
     Closed,
     Dotted,
@@ -73,7 +74,9 @@ class Pool(Closed):
     efa: Efa | None = None
     """Elastic Fabric Adapter, where the machines have it."""
     machine: Machine | None = None
-    """What a node is, for `gpuyard plan`."""
+    """What a node is: on AWS its type and how it is bought, elsewhere for `gpuyard plan` alone."""
+    aws: PoolAws | None = None
+    """What else its machines need, with provider aws."""
 
 
 class Engine(Closed):
@@ -171,9 +174,11 @@ class Acceptance(Closed):
     """Last day on which it is accepted."""
 
 
-_PLAN_ALONE: Any = {
+# What is planned with, or provisioned from: the handover has its own digest of that.
+_NOT_LOCKED: Any = {
     "planning": True,
-    "pools": {"__all__": {"machine"}},
+    "aws": True,
+    "pools": {"__all__": {"machine", "aws"}},
     "models": {"__all__": {"peak_tokens_per_second"}},
 }
 
@@ -201,6 +206,8 @@ class Fleet(Closed):
     models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=128)]
     """Models to serve."""
     gateway: Gateway
+    aws: Aws | None = None
+    """What stands around the machines, with provider aws."""
     accept: Annotated[tuple[Acceptance, ...], Field(max_length=16)] = ()
     """Rules that this fleet takes on: an end of life, an advisory, a known fault."""
     planning: Planning | None = None
@@ -216,10 +223,10 @@ class Fleet(Closed):
     def digest(self) -> str:
         """Digest of what is asked for: comments and layout of the file do not count.
 
-        Nor does what `gpuyard plan` alone reads: a new price makes no lock stale. A setting that came after the
-        first locks counts where it is set.
+        Nor does what only planning or provisioning reads: a new price or another subnet makes no lock stale. A
+        setting that came after the first locks counts where it is set.
         """
-        data = self.model_dump(mode="json", exclude=_PLAN_ALONE)
+        data = self.model_dump(mode="json", exclude=_NOT_LOCKED)
         for model in data["models"]:
             if model["vllm"]["data_parallel_size"] is None:
                 del model["vllm"]["data_parallel_size"]

@@ -73,6 +73,12 @@ def broken_rules(fleet: object) -> list[Broken]:
         *_ports_are_unique_in_a_pool(root),
         *_models_fit_their_nodes(root),
         *_environment_is_harmless(root),
+        *_aws_is_for_aws(root),
+        *_zones_are_of_the_region(root),
+        *_one_region(root),
+        *_the_network_is_said_once(root),
+        *_the_bastion_is_named(root),
+        *_placement_goes_with_the_purchase(root),
     ]
 
 
@@ -147,6 +153,84 @@ def _environment_is_harmless(root: dict[str, object]) -> Iterator[Broken]:
             )
             if why:
                 yield Broken("SPEC-ENV", ("models", index, "env", name), repr(name), f"leave it out: {why}")
+
+
+def _aws_is_for_aws(root: dict[str, object]) -> Iterator[Broken]:
+    if root.get("aws") is not None and root.get("provider") != "aws":
+        yield Broken("SPEC-AWS-PROVIDER", ("aws",), "settings of AWS", "leave them out, or set provider to aws")
+
+
+def _zones_are_of_the_region(root: dict[str, object]) -> Iterator[Broken]:
+    aws = _mapping(root.get("aws"))
+    region, zones = aws.get("region"), aws.get("zones")
+    if not isinstance(region, str) or not isinstance(zones, list):
+        return
+    places: list[tuple[Path, object, bool]] = [
+        (("aws", "zones", n), zone, False) for n, zone in enumerate(cast("list[object]", zones))
+    ]
+    for index, pool in _items(root, "pools"):
+        own = _mapping(pool.get("aws")).get("zones")
+        for n, zone in enumerate(cast("list[object]", own) if isinstance(own, list) else []):
+            places.append((("pools", index, "aws", "zones", n), zone, True))
+    if lustre := _mapping(aws.get("lustre")):
+        places.append((("aws", "lustre", "zone"), lustre.get("zone"), True))
+    for path, zone, of_fleet in places:
+        if isinstance(zone, str) and zone[:-1] != region:
+            allowed = f"a zone of region {region}, e.g. {region}{zone[-1:]}"
+            yield Broken("SPEC-AWS-ZONE", path, repr(zone), allowed)
+        elif of_fleet and isinstance(zone, str) and zone not in zones:
+            allowed = f"one of aws.zones: {', '.join(map(str, cast('list[object]', zones)))}"
+            yield Broken("SPEC-AWS-ZONE", path, repr(zone), allowed)
+
+
+def _one_region(root: dict[str, object]) -> Iterator[Broken]:
+    region = _mapping(root.get("aws")).get("region")
+    places: list[tuple[Path, object]] = [(("planning", "region"), _mapping(root.get("planning")).get("region"))]
+    for index, pool in _items(root, "pools"):
+        places.append((("pools", index, "machine", "region"), _mapping(pool.get("machine")).get("region")))
+    for path, other in places:
+        if isinstance(region, str) and isinstance(other, str) and other != region:
+            yield Broken("SPEC-AWS-REGION", path, repr(other), f"{region}, as aws.region; or left out")
+
+
+def _the_network_is_said_once(root: dict[str, object]) -> Iterator[Broken]:
+    aws = _mapping(root.get("aws"))
+    network = _mapping(aws.get("network"))
+    if not network:
+        return
+    if (network.get("cidr") is None) == (network.get("vpc") is None):
+        given = "both cidr and vpc" if network.get("vpc") else "neither cidr nor vpc"
+        yield Broken("SPEC-AWS-NETWORK", ("aws", "network"), given, "cidr for a new VPC, or vpc for one that is there")
+    elif network.get("vpc") is not None:
+        zones, subnets = aws.get("zones"), _mapping(network.get("subnets"))
+        missing = [z for z in cast("list[object]", zones if isinstance(zones, list) else []) if z not in subnets]
+        if missing:
+            allowed = f"the private subnet of {', '.join(map(str, missing))} too"
+            yield Broken("SPEC-AWS-NETWORK", ("aws", "network", "subnets"), f"{len(subnets)} subnets", allowed)
+
+
+def _the_bastion_is_named(root: dict[str, object]) -> Iterator[Broken]:
+    access = _mapping(_mapping(root.get("aws")).get("access"))
+    method, path = access.get("method", "ssm"), ("aws", "access", "bastion")
+    if method == "bastion" and access.get("bastion") is None:
+        yield Broken("SPEC-AWS-ACCESS", path, "nothing", "user@host of the bastion")
+    if method in ("bastion", "ssh") and not access.get("sources"):
+        path = ("aws", "access", "sources")
+        yield Broken("SPEC-AWS-ACCESS", path, "nothing", f"the addresses that SSH is open to with method {method}")
+
+
+def _placement_goes_with_the_purchase(root: dict[str, object]) -> Iterator[Broken]:
+    for index, pool in _items(root, "pools"):
+        aws, purchase = _mapping(pool.get("aws")), _mapping(pool.get("machine")).get("purchase")
+        path: Path = ("pools", index, "aws")
+        if purchase == "capacity-block" and aws.get("placement_group"):
+            allowed = "false, or left out: a Capacity Block's machines stand together by themselves, and a group fails"
+            yield Broken("SPEC-AWS-PLACEMENT", (*path, "placement_group"), "true with a Capacity Block", allowed)
+        if purchase == "capacity-block" and root.get("aws") is not None and aws.get("reservation") is None:
+            yield Broken("SPEC-AWS-RESERVATION", path, "no reservation", "reservation: the id of the Capacity Block")
+        if purchase == "spot" and aws.get("reservation") is not None:
+            allowed = "left out: a spot machine runs in no reservation"
+            yield Broken("SPEC-AWS-RESERVATION", (*path, "reservation"), str(aws["reservation"]), allowed)
 
 
 def _items(root: dict[str, object], part: str) -> Iterator[tuple[int, dict[str, object]]]:

@@ -1,0 +1,75 @@
+"""The handover of a fleet on AWS, from what was decided and what was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpuyard.handover import Handover
+from gpuyard.provision.refusals import close_pools_apart
+from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.fleet import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What AWS told of what it made."""
+
+    endpoint: str
+    """Name of the load balancer."""
+    nodes: Mapping[str, Mapping[str, str]]
+    """`id`, `address` and `zone` of each machine by its node's name."""
+    lustre: Mapping[str, str] | None = None
+    """`dns_name` and `mount_name`."""
+    efs: Mapping[str, str] | None = None
+    """`dns_name`."""
+
+
+def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: str | None, made: Made) -> Handover:
+    """What convergence has to know. `digest`: of the list that was made; `key`: of the packages' repository.
+
+    Raises RefusedError where nodes that have to stand together do not.
+    """
+    aws = fleet.aws
+    assert aws is not None  # noqa: S101 - AWS-SETTINGS
+    for finding in close_pools_apart(fleet, {name: node["zone"] for name, node in made.nodes.items()}):
+        raise RefusedError(finding.rule, f"{finding.what}: {finding.have}", finding.need, finding.change)
+    nodes: list[dict[str, object]] = []
+    for number in range(fleet.gateway.nodes):
+        own = {"role": "gateway", "pool": None, "gpu": None, "gpu_count": 0}
+        nodes.append({"name": f"{fleet.name}-gateway-{number}", **own})
+    for pool in fleet.pools:
+        own = {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
+        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **own} for number in range(pool.nodes)]
+    for node in nodes:
+        told = made.nodes[str(node["name"])]
+        node |= {"address": told["address"], "port": 22, "simulated": False}
+        node |= {"instance_id": told["id"], "zone": told["zone"]}
+    storage = [("lustre", f"{files['dns_name']}@tcp:/{files['mount_name']}") for files in (made.lustre,) if files]
+    storage += [("efs", f"{files['dns_name']}:/") for files in (made.efs,) if files]
+    return Handover.model_validate(
+        {
+            "version": 1,
+            "fleet": fleet.name,
+            "provider": fleet.provider,
+            "stack": stack,
+            "provision_digest": digest,
+            "ssh": {
+                "user": aws.image.user,
+                "private_key_file": aws.access.private_key_file,
+                "known_hosts_file": f"~/.ssh/known_hosts.{fleet.name}",
+                "first_seen": True,
+                "proxy": {"method": aws.access.method, "bastion": aws.access.bastion, "region": aws.region}
+                if aws.access.method != "ssh"
+                else None,
+            },
+            "mirrors": {
+                "nvidia": {"uri": aws.nvidia_repository.uri, "key": key, "fingerprint": fingerprint},
+                "models": {"uri": f"https://{aws.bucket}.s3.{aws.region}.amazonaws.com/models"},
+            },
+            "endpoint": f"http://{made.endpoint}:{fleet.gateway.port}",
+            "nodes": tuple(nodes),
+            "shared_storage": tuple({"kind": kind, "source": source} for kind, source in storage),
+        },
+        strict=True,
+    )

@@ -1,0 +1,41 @@
+"""What has to be made for a fleet, as a list: decided here, made by `stacks/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What another thing of the list is known by once it is made."""
+
+    name: str
+    attribute: str = "id"
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A document that is given as text; there may be a Ref in it."""
+
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One thing to make. `kind` is module and class of the provider's SDK, `inputs` are its arguments."""
+
+    kind: str
+    name: str
+    inputs: Mapping[str, Any]
+    part: str
+    """Which part of the fleet it is of: `network`, `access`, `storage`, `gateway`, or a pool."""
+    node: str | None = None
+    """The node that it is for; None: for all, or for a pool."""
+    zone: str | None = None
+    """Of a machine: where it is made."""
+    keeps: tuple[str, ...] = ()
+    """Inputs that are of its making alone: what they are later does not touch it."""
+    after: tuple[str, ...] = ()
+    """What has to be there before, beside what `inputs` refer to."""

@@ -1,0 +1,108 @@
+"""AWS: what `gpuyard.provision.aws` decides for a fleet, made with the official SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from gpuyard.catalog import load_catalog, load_instances, load_network_cards
+from gpuyard.handover.aws import Made, handover_of
+from gpuyard.plan.names import repository
+from gpuyard.provision import Wanted
+from gpuyard.provision.aws import instance_of, next_zone, wanted
+from gpuyard.provision.placement import Refusal, refused_for_capacity
+from gpuyard.provision.refusals import Machines, refusals
+from gpuyard.spec.closed import digest_of
+from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.fleet import Fleet
+from stacks.components.aws import Maker
+
+REFUSALS = ".gpuyard/refusals"
+"""Folder of what zones refused, one file for each stack. Losing it costs one more refusal, nothing else."""
+
+
+class AwsFleet(pulumi.ComponentResource):
+    """A whole fleet on AWS."""
+
+    handover: pulumi.Output[dict[str, Any]]
+    """`gpuyard.handover.Handover` as plain data."""
+
+    def __init__(self, fleet: Fleet, *, project: Path, stack: str, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("gpuyard:aws:Fleet", fleet.name, None, opts)
+        machines = Machines(load_instances(), load_network_cards())
+        for finding in refusals(fleet, machines):
+            raise RefusedError(finding.rule, f"{finding.what}: {finding.have}", finding.need, finding.change)
+        assert fleet.aws is not None  # noqa: S101 - AWS-SETTINGS
+        key = signing_key(project, fleet.aws.nvidia_repository.key_file)
+        record = project / REFUSALS / f"{stack}.jsonl"
+        items = wanted(fleet, machines, read_refusals(record))
+        provider = aws.Provider(f"{fleet.name}-aws", region=fleet.aws.region, opts=pulumi.ResourceOptions(parent=self))
+        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook("capacity", remember(fleet, items, record))])
+        made = Maker(fleet.name, pulumi.ResourceOptions(parent=self, provider=provider), hooks).make(items)
+        nodes = {
+            item.name: pulumi.Output.all(
+                id=made[item.name].id, address=made[item.name].private_ip, zone=made[item.name].availability_zone
+            )
+            for item in items
+            if item.kind == "ec2.Instance"
+        }
+        fingerprint = repository(load_catalog(), "aws").key_fingerprint
+        told = {"endpoint": made["balancer"].dns_name, "nodes": pulumi.Output.all(**nodes)}
+        if fleet.aws.lustre:
+            told["lustre"] = pulumi.Output.all(dns_name=made["lustre"].dns_name, mount_name=made["lustre"].mount_name)
+        if fleet.aws.efs:
+            told["efs"] = pulumi.Output.all(dns_name=made["efs"].dns_name)
+        self.handover = pulumi.Output.all(**told).apply(
+            lambda found: handover_of(
+                fleet, stack, digest_of(plain(items)), key, fingerprint, Made(**found)
+            ).model_dump(mode="json")
+        )
+        self.register_outputs({"handover": self.handover})
+
+
+def plain(items: Sequence[Wanted]) -> list[dict[str, Any]]:
+    return [asdict(item) for item in items]
+
+
+def signing_key(project: Path, name: str) -> str:
+    path = project / name
+    if not path.is_file():
+        change = "put the public key of the repository there, and compare its fingerprint with the vendor's page"
+        raise RefusedError("AWS-KEY-FILE", f"no file {name}", "nodes verify packages with it", change)
+    return path.read_text()
+
+
+def read_refusals(path: Path) -> list[Refusal]:
+    """What zones refused until now, the oldest first."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [Refusal.model_validate_json(line) for line in lines]
+
+
+def remember(fleet: Fleet, items: Sequence[Wanted], record: Path) -> pulumi.ErrorHookFunction:
+    """A hook that writes down that a zone had no machine, so that the next `up` tries another one."""
+    pools = {pool.name: pool for pool in fleet.pools}
+    asked = {item.name: (pools[item.part], item.zone) for item in items if item.zone and item.part in pools}
+
+    def hook(failed: pulumi.ErrorHookArgs) -> bool:
+        said = " ".join(failed.errors[:1])
+        if failed.failed_operation == "create" and failed.name in asked and refused_for_capacity(said):
+            pool, zone = asked[failed.name]
+            at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            row = Refusal(at=at, node=failed.name, instance=instance_of(pool), zone=zone or "", said=said[:500])
+            record.parent.mkdir(parents=True, exist_ok=True)
+            # One write each: hooks run side by side.
+            with record.open("ab", buffering=0) as file:
+                file.write(f"{row.model_dump_json()}\n".encode())
+            then = next_zone(pool, fleet, read_refusals(record))
+            pulumi.log.warn(
+                f"AWS-CAPACITY: {zone} has no {row.instance} for {failed.name}; the next `pulumi up` tries {then}"
+            )
+        return False
+
+    return hook

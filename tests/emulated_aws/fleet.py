@@ -1,0 +1,197 @@
+"""A project of its own with the repository's program, the real engine and SDK, and an emulated account."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.emulated_aws.account import Account
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nmDM\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+@dataclass
+class EmulatedFleet:
+    """One fleet's stack. `seconds`: how long each command of the engine took."""
+
+    name: str
+    project: Path
+    endpoint: str
+    environment: dict[str, str]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.account = Account(self.endpoint, self.project / "account")
+
+    def pulumi(self, *words: str) -> subprocess.CompletedProcess[str]:
+        began = time.monotonic()
+        ran = subprocess.run(
+            self.command(*words),
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        self.seconds.setdefault(words[0], []).append(time.monotonic() - began)
+        return ran
+
+    @staticmethod
+    def command(*words: str) -> list[str]:
+        return ["pulumi", *words, "--non-interactive", "--color", "never"]
+
+    def done(self, *words: str) -> str:
+        ran = self.pulumi(*words)
+        assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-3000:]
+        return ran.stdout
+
+    def up(self) -> list[tuple[str, str]]:
+        """Bring it up; what was made, changed and deleted in the account meanwhile."""
+        self.forget()
+        self.done("up", "--yes", "--skip-preview")
+        return self.acts()
+
+    def forget(self) -> None:
+        (self.project / "account/journal.jsonl").unlink(missing_ok=True)
+
+    def acts(self) -> list[tuple[str, str]]:
+        path = self.project / "account/journal.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return sorted((line["act"], line["name"]) for line in lines if line["act"] != "created")
+
+    def faults(self, *faults: dict[str, Any]) -> None:
+        (self.project / "account/faults.json").write_text(json.dumps(faults))
+
+    def edit(self, old: str, new: str) -> None:
+        """Another spec, locked as a user would lock it."""
+        spec = self.project / f"fleets/{self.name}.yaml"
+        text = spec.read_text()
+        assert old in text, old
+        spec.write_text(text.replace(old, new, 1))
+        subprocess.run(["gpuyard", "lock", str(spec)], check=True, capture_output=True)
+
+    def handover(self) -> dict[str, Any]:
+        return json.loads(self.done("stack", "output", "handover", "--json"))
+
+    def state(self) -> list[dict[str, Any]]:
+        """Resources in the state that are of AWS."""
+        resources = json.loads(self.done("stack", "export"))["deployment"].get("resources", [])
+        return [resource for resource in resources if resource["type"].startswith("aws:")]
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """Machines that run in the account, by name."""
+        pages = self.account.client("ec2").get_paginator("describe_instances").paginate()
+        found = [one for page in pages for some in page["Reservations"] for one in some["Instances"]]
+        alive = [one for one in found if one["State"]["Name"] == "running"]
+        names = [next(tag["Value"] for tag in one["Tags"] if tag["Key"] == "Name") for one in alive]
+        assert len(set(names)) == len(names), f"a machine is there twice: {sorted(names)}"
+        return dict(zip(names, alive, strict=True))
+
+    def left(self) -> list[str]:
+        """What of the fleet is still in the account."""
+        ec2, mine = self.account.client("ec2"), [{"Name": "tag:gpuyard:fleet", "Values": [self.name]}]
+        gone = [
+            each["NatGatewayId"] for each in ec2.describe_nat_gateways()["NatGateways"] if each["State"] == "deleted"
+        ]
+        gone += [
+            one["InstanceId"]
+            for some in ec2.describe_instances()["Reservations"]
+            for one in some["Instances"]
+            if one["State"]["Name"] == "terminated"
+        ]
+        tagged = ec2.describe_tags(Filters=mine)["Tags"]
+        found = {f"{each['ResourceType']} {each['ResourceId']}" for each in tagged if each["ResourceId"] not in gone}
+        found |= {f"bucket {each['Name']}" for each in self.account.client("s3").list_buckets()["Buckets"]}
+        found |= {f"role {each['RoleName']}" for each in self.account.client("iam").list_roles()["Roles"]}
+        balancers = self.account.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        found |= {f"balancer {each['LoadBalancerName']}" for each in balancers}
+        files = self.account.client("fsx").describe_file_systems()["FileSystems"]
+        files += self.account.client("efs").describe_file_systems()["FileSystems"]
+        return sorted(found | {f"files {each['FileSystemId']}" for each in files})
+
+    def template(self, name: str) -> dict[str, Any]:
+        """The launch template of this name, as the account keeps it."""
+        found = self.account.client("ec2").describe_launch_template_versions(
+            LaunchTemplateName=name, Versions=["$Latest"]
+        )
+        return found["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+
+
+@contextmanager
+def moto_server(folder: Path) -> Iterator[str]:
+    """moto's server on a free port; the address that it listens on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = (
+        "import sys, time\n"
+        "from moto.server import ThreadedMotoServer\n"
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
+        "server.start()\n"
+        "print('%s:%s' % server.get_host_and_port(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    log = (folder / "moto.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
+    )
+    try:
+        assert server.stdout is not None
+        yield f"http://{server.stdout.readline().strip()}"
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+def reset(endpoint: str) -> None:
+    """An empty account."""
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST"), timeout=30).close()
+
+
+def emulated_fleet(folder: Path, name: str, endpoint: str) -> EmulatedFleet:
+    """A project with an empty stack of one of the repository's fleets."""
+    project = folder / name
+    for part in ("fleets", "backend", "keys", "account", "bin"):
+        (project / part).mkdir(parents=True, exist_ok=True)
+    (project / ".venv").symlink_to(sys.prefix)
+    for part in ("stacks", "requirements"):
+        shutil.copytree(REPOSITORY / part, project / part, ignore=shutil.ignore_patterns("__pycache__", "config"))
+    shutil.copy(REPOSITORY / "Pulumi.yaml", project)
+    for suffix in ("yaml", "lock.yaml"):
+        shutil.copy(REPOSITORY / f"fleets/{name}.{suffix}", project / "fleets")
+    (project / "keys/nvidia.asc").write_text(KEY)
+    (project / "passphrase").write_text("of a test\n")
+    plugin = project / "bin/pulumi-resource-aws"
+    plugin.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.emulated_aws.provider "$@"\n')
+    plugin.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{plugin.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{project}:{REPOSITORY}",
+        "PULUMI_HOME": str(folder / "pulumi-home"),
+        "PULUMI_BACKEND_URL": f"file://{project}/backend?metadata=skip",
+        "PULUMI_CONFIG_PASSPHRASE_FILE": str(project / "passphrase"),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_PYTHON_CMD": sys.executable,
+        "AWS_ENDPOINT_URL": endpoint,
+        "GPUYARD_EMULATED_AWS": str(project / "account"),
+    }
+    made = EmulatedFleet(name, project, endpoint, environment)
+    made.done("stack", "select", "--create", name)
+    return made

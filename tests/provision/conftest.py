@@ -1,0 +1,37 @@
+"""The repository's fleets of AWS, and changes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuyard.catalog import load_instances, load_network_cards
+from gpuyard.provision.refusals import Machines
+from gpuyard.spec.fleet import Fleet
+from gpuyard.spec.loader import load_fleet
+
+FLEETS = Path(__file__).parents[2] / "fleets"
+NAMES = sorted(path.stem for path in FLEETS.glob("aws-*.yaml") if not path.stem.endswith(".lock"))
+MACHINES = Machines(load_instances(), load_network_cards())
+
+
+def fleet_of(name: str) -> Fleet:
+    return load_fleet(FLEETS / f"{name}.yaml")
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., Fleet]:
+    """One of the fleets with texts of its spec exchanged."""
+
+    def of(name: str, *changes: tuple[str, str]) -> Fleet:
+        text = (FLEETS / f"{name}.yaml").read_text()
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        return load_fleet(path)
+
+    return of
