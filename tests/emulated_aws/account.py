@@ -41,6 +41,20 @@ class Account:
         with (self.folder / "journal.jsonl").open("a") as file:
             file.write(line + "\n")
 
+    def beside(self, kind: str) -> dict[str, Any]:
+        """What moto has no place for, by its name."""
+        path = self.folder / f"{kind}.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def keep_beside(self, kind: str, name: str, what: dict[str, Any] | None) -> None:
+        """Keep it there; None: take it away."""
+        with (self.folder / f"{kind}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = {**self.beside(kind), name: what}
+            path = self.folder / f"{kind}.new"
+            path.write_text(json.dumps({key: value for key, value in kept.items() if value is not None}))
+            path.replace(self.folder / f"{kind}.json")
+
     def fault(self, act: str, token: str, inputs: dict[str, Any]) -> None:
         """Wait, or refuse, as the file of faults says. Faults that are used up are taken out of it."""
         path = self.folder / "faults.json"

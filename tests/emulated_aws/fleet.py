@@ -43,7 +43,7 @@ class EmulatedFleet:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         self.seconds.setdefault(words[0], []).append(time.monotonic() - began)
         return ran
@@ -102,19 +102,26 @@ class EmulatedFleet:
     def left(self) -> list[str]:
         """What of the fleet is still in the account."""
         ec2, mine = self.account.client("ec2"), [{"Name": "tag:gpuyard:fleet", "Values": [self.name]}]
-        gone = [
-            each["NatGatewayId"] for each in ec2.describe_nat_gateways()["NatGateways"] if each["State"] == "deleted"
-        ]
-        gone += [
-            one["InstanceId"]
-            for some in ec2.describe_instances()["Reservations"]
-            for one in some["Instances"]
-            if one["State"]["Name"] == "terminated"
-        ]
-        tagged = ec2.describe_tags(Filters=mine)["Tags"]
-        found = {f"{each['ResourceType']} {each['ResourceId']}" for each in tagged if each["ResourceId"] not in gone}
+        found = {f"machine {name}" for name in self.instances()}
+        for what, call, key in (
+            ("VPC", "vpcs", "VpcId"),
+            ("subnet", "subnets", "SubnetId"),
+            ("group", "security_groups", "GroupId"),
+            ("way out", "internet_gateways", "InternetGatewayId"),
+            ("routes", "route_tables", "RouteTableId"),
+            ("endpoint", "vpc_endpoints", "VpcEndpointId"),
+            ("address", "addresses", "AllocationId"),
+            ("template", "launch_templates", "LaunchTemplateId"),
+            ("key", "key_pairs", "KeyName"),
+        ):
+            answer = getattr(ec2, f"describe_{call}")(Filters=mine)
+            listed = next(value for value in answer.values() if isinstance(value, list))
+            found |= {f"{what} {each[key]}" for each in listed if each.get("State") != "deleted"}
+        gateways = ec2.describe_nat_gateways(Filter=mine)["NatGateways"]
+        found |= {f"NAT {each['NatGatewayId']}" for each in gateways if each["State"] != "deleted"}
         found |= {f"bucket {each['Name']}" for each in self.account.client("s3").list_buckets()["Buckets"]}
         found |= {f"role {each['RoleName']}" for each in self.account.client("iam").list_roles()["Roles"]}
+        found |= {f"placement group {name}" for name in self.account.beside("placement")}
         balancers = self.account.client("elbv2").describe_load_balancers()["LoadBalancers"]
         found |= {f"balancer {each['LoadBalancerName']}" for each in balancers}
         files = self.account.client("fsx").describe_file_systems()["FileSystems"]

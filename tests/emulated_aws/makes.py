@@ -7,7 +7,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from tests.emulated_aws.account import ACCOUNT, Account
+from tests.emulated_aws.account import ACCOUNT, Account, EmulatedError
 from tests.emulated_aws.kinds import Props, pascal, specified, tags
 
 # --- network -----------------------------------------------------------------------------------------------------
@@ -138,6 +138,13 @@ def template_data(props: Props) -> Props:
         {"ResourceType": each["resourceType"], "Tags": tags(each)} for each in props["tagSpecifications"]
     ]
     return data
+
+
+def placement_group(account: Account, props: Props) -> tuple[str, Props]:
+    if props["name"] in account.beside("placement"):
+        raise EmulatedError(f"InvalidPlacementGroup.Duplicate: {props['name']}")
+    account.keep_beside("placement", props["name"], props)
+    return props["name"], {"placementGroupId": f"pg-{props['name']}"}
 
 
 def launch_template(client: Any, props: Props) -> tuple[str, Props]:

@@ -109,13 +109,14 @@ ROWS = (
         lambda c, i, p: c.delete_key_pair(KeyName=i),
         named=True,
     ),
-    ec2(
-        "PlacementGroup",
-        "name strategy",
-        lambda c, p: (c.create_placement_group(GroupName=p["name"], Strategy=p["strategy"]) and p["name"], {}),
-        ("describe_placement_groups", "GroupNames"),
-        lambda c, i, p: c.delete_placement_group(GroupName=i),
+    Kind(
+        "aws:ec2/placementGroup:PlacementGroup",
+        frozenset({"name", "strategy", "tags"}),
+        m.placement_group,
+        lambda a, i: a.beside("placement").get(i),
+        lambda a, i, p: a.keep_beside("placement", i, None),
         named=True,
+        lacks="placement groups: they are kept in a file beside moto",
     ),
     ec2(
         "LaunchTemplate",
@@ -154,7 +155,7 @@ ROWS = (
     ),
     other(
         "aws:iam/instanceProfile:InstanceProfile",
-        "name m.role tags",
+        "name role tags",
         m.profile,
         lambda a, i: a.client("iam").get_instance_profile(InstanceProfileName=i),
         m.no_profile,

@@ -28,9 +28,11 @@ def test_what_the_account_holds_is_what_was_decided_card_by_card(p5en: EmulatedF
     assert not any("AssociatePublicIpAddress" in card for card in data["NetworkInterfaces"])
     assert data["MetadataOptions"]["HttpTokens"] == "required"
     assert data["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
-    ec2 = p5en.account.client("ec2")
-    group = ec2.describe_placement_groups(GroupNames=[data["Placement"]["GroupName"]])["PlacementGroups"][0]
-    assert group["Strategy"] == "cluster"
+
+
+def test_the_nodes_stand_in_a_placement_group_which_moto_lacks(p5en: EmulatedFleet):
+    name = p5en.template("aws-p5en-large-us-east-1b")["Placement"]["GroupName"]
+    assert p5en.account.beside("placement")[name]["strategy"] == "cluster"
 
 
 def test_from_outside_the_account_opens_one_port_to_the_clients(p5en: EmulatedFleet):

@@ -247,5 +247,5 @@ def test_the_program_refuses_in_one_line(empty: Stack, spoil: Callable[[Path], N
 def test_the_committed_locks_are_of_the_committed_specs_as_the_program_demands():
     from gpuyard.plan.lock import check_lock
 
-    for name in ("lab", "molecule"):
+    for name in ("lab", "molecule", "aws-g6e", "aws-p5en", "aws-mixed"):
         check_lock(load_lock(REPOSITORY / f"fleets/{name}.lock.yaml"), load_fleet(REPOSITORY / f"fleets/{name}.yaml"))
