@@ -36,11 +36,11 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
         raise RefusedError(finding.rule, f"{finding.what}: {finding.have}", finding.need, finding.change)
     nodes: list[dict[str, object]] = []
     for number in range(fleet.gateway.nodes):
-        own = {"role": "gateway", "pool": None, "gpu": None, "gpu_count": 0}
-        nodes.append({"name": f"{fleet.name}-gateway-{number}", **own})
+        name = f"{fleet.name}-gateway-{number}"
+        nodes.append({"name": name, "role": "gateway", "pool": None, "gpu": None, "gpu_count": 0})
     for pool in fleet.pools:
-        own = {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
-        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **own} for number in range(pool.nodes)]
+        own: dict[str, object] = {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
+        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}"} | own for number in range(pool.nodes)]
     for node in nodes:
         told = made.nodes[str(node["name"])]
         node |= {"address": told["address"], "port": 22, "simulated": False}
