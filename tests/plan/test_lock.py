@@ -21,7 +21,7 @@ from gpuyard.spec.loader import load_fleet
 
 PROJECT = Path(__file__).parents[2]
 LAB = PROJECT / "fleets/lab.yaml"
-SPECS = sorted(path for path in LAB.parent.glob("*.yaml") if not path.name.endswith(".lock.yaml"))
+SPECS = sorted(path for path in (PROJECT / "fleets").glob("*.yaml") if path.suffixes == [".yaml"])
 PLANNED_ONLY = [path for path in SPECS if not lock_path(path).is_file()]
 FLEETS = [path for path in SPECS if path not in PLANNED_ONLY]
 DAY = "2026-11-25"
