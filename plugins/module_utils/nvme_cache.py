@@ -74,12 +74,16 @@ def wanted(listed: Sequence[dict[str, Any]], models: Sequence[str]) -> list[dict
     """Of what `lsblk --json` lists, the disks whose model is one of the patterns; never one that carries the system."""
     found = []
     for device in listed:
-        model = " ".join(str(device.get("model") or "").split())
         if device.get("type") != "disk" or device.get("ro") or not device.get("size"):
             continue
-        if any(fnmatch.fnmatchcase(model, pattern) for pattern in models) and not carries_the_system(device):
+        if any(fnmatch.fnmatchcase(model_of(device), pattern) for pattern in models) and not carries_the_system(device):
             found.append(device)
     return found
+
+
+def model_of(device: dict[str, Any]) -> str:
+    """As `lsblk` lists it, without the blanks that firmware fills it up with."""
+    return " ".join(str(device.get("model") or "").split())
 
 
 def carries_the_system(device: dict[str, Any]) -> bool:
@@ -200,7 +204,7 @@ def looked_at(device: dict[str, Any]) -> Disk:
     return Disk(
         path=path,
         serial=str(device.get("serial") or "").strip(),
-        model=" ".join(str(device.get("model") or "").split()),
+        model=model_of(device),
         size=int(device["size"]),
         mounted=tuple(mounts(device)),
         holds=tuple(holds),

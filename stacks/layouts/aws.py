@@ -37,7 +37,7 @@ class AwsFleet(pulumi.ComponentResource):
         super().__init__("gpuyard:aws:Fleet", fleet.name, None, opts)
         machines = Machines(load_instances(), load_network_cards())
         for finding in refusals(fleet, machines):
-            raise RefusedError(finding.rule, f"{finding.what}: {finding.have}", finding.need, finding.change)
+            raise finding.refusal()
         assert fleet.aws is not None  # noqa: S101 - AWS-SETTINGS
         key = signing_key(project, fleet.aws.nvidia_repository.key_file)
         record = project / REFUSALS / f"{stack}.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
@@ -15,6 +16,7 @@ from gpuyard.cli.plan import AsJson, FleetFile
 from gpuyard.cli.refusals import FINDINGS, refusals_told
 from gpuyard.handover import Handover, Node, Ssh
 from gpuyard.handover.hosts import hosts_path, load_hosts
+from gpuyard.handover.inventory import ssh_args
 from gpuyard.handover.reach import QUESTION, Answer, judge
 from gpuyard.spec.loader import load_fleet
 
@@ -62,16 +64,8 @@ def asked(handover: Handover) -> dict[str, Answer]:
 
 
 def ask(node: Node, ssh: Ssh) -> Answer:
-    options = [
-        f'UserKnownHostsFile="{ssh.known_hosts_file}"',
-        "StrictHostKeyChecking=yes",
-        "IdentitiesOnly=yes",
-        "BatchMode=yes",
-        f"ConnectTimeout={CONNECT_SECONDS}",
-    ]
-    words = ["ssh", "-T", "-i", ssh.private_key_file, "-p", str(node.port)]
-    words += [word for option in options for word in ("-o", option)]
-    words += [f"{ssh.user}@{node.address}", "sh -s"]
+    words = ["ssh", "-T", "-i", ssh.private_key_file, "-p", str(node.port), *shlex.split(ssh_args(ssh, node))]
+    words += ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", f"{ssh.user}@{node.address}", "sh -s"]
     try:
         done = subprocess.run(
             words, input=QUESTION, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS

@@ -189,8 +189,8 @@ def wildcard_rights(resource: Resource, _allowed: Allowed) -> Iterator[GuardFind
                 continue
             wild = [f"action {action}" for action in _texts(statement.get("Action")) if "*" in action]
             wild += [f"resource {name}" for name in _texts(statement.get("Resource")) if name == "*"]
-            wild += ["every action but some" for _ in [0] if "NotAction" in statement]
-            wild += ["principal *" for _ in [0] if _everybody(statement) and not statement.get("Condition")]
+            wild += ["every action but some"] if "NotAction" in statement else []
+            wild += ["principal *"] if _anybody_may(statement) else []
             if wild:
                 why = "a machine that is taken over could do all that with it"
                 change = "name the actions and the resources, or whom to trust"
@@ -210,7 +210,7 @@ def public_buckets(resource: Resource, _allowed: Allowed) -> Iterator[GuardFindi
             yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, found, why, "set all four to true")
     if resource.type == "aws:s3/bucketPolicy:BucketPolicy":
         for statement in _statements(resource.inputs.get("policy")):
-            if statement.get("Effect") == "Allow" and _everybody(statement) and not statement.get("Condition"):
+            if statement.get("Effect") == "Allow" and _anybody_may(statement):
                 change = "name the role, or the endpoint that requests come through (aws:sourceVpce)"
                 yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, "its policy lets everybody in", why, change)
 
@@ -302,8 +302,9 @@ def _statements(document: object) -> Iterator[Mapping[str, Any]]:
         yield from _mappings(cast("list[object]", told) if isinstance(told, list) else [told])
 
 
-def _everybody(statement: Mapping[str, Any]) -> bool:
+def _anybody_may(statement: Mapping[str, Any]) -> bool:
+    """Whether everybody is meant, under no condition."""
     principal = statement.get("Principal")
     if isinstance(principal, Mapping):
         principal = cast("Mapping[str, Any]", principal).get("AWS")
-    return "*" in _texts(principal)
+    return "*" in _texts(principal) and not statement.get("Condition")

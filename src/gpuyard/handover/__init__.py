@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from gpuyard.spec.closed import Closed, Digest, FleetName, GpuName, NodeName, PoolName
 from gpuyard.spec.errors import RefusedError
+from gpuyard.spec.fleet import Pool
 
 VERSION = 1
 
@@ -120,6 +121,13 @@ class Handover(Closed):
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"two nodes have the {what} {twice[0]}")
         return self
+
+
+def place_of(pool: Pool | None) -> dict[str, object]:
+    """What a node's place in the fleet says of it: a pool's role, name and GPUs; a gateway's, for None."""
+    if pool is None:
+        return {"role": "gateway", "pool": None, "gpu": None, "gpu_count": 0}
+    return {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
 
 
 def read_handover(data: object) -> Handover:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpuyard.handover import Handover
+from gpuyard.handover import Handover, place_of
 from gpuyard.provision.refusals import close_pools_apart
-from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 
 
@@ -33,14 +32,12 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
     aws = fleet.aws
     assert aws is not None  # noqa: S101 - AWS-SETTINGS
     for finding in close_pools_apart(fleet, {name: node["zone"] for name, node in made.nodes.items()}):
-        raise RefusedError(finding.rule, f"{finding.what}: {finding.have}", finding.need, finding.change)
+        raise finding.refusal()
     nodes: list[dict[str, object]] = []
     for number in range(fleet.gateway.nodes):
-        name = f"{fleet.name}-gateway-{number}"
-        nodes.append({"name": name, "role": "gateway", "pool": None, "gpu": None, "gpu_count": 0})
+        nodes.append({"name": f"{fleet.name}-gateway-{number}", **place_of(None)})
     for pool in fleet.pools:
-        own: dict[str, object] = {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
-        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}"} | own for number in range(pool.nodes)]
+        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **place_of(pool)} for number in range(pool.nodes)]
     for node in nodes:
         told = made.nodes[str(node["name"])]
         node |= {"address": told["address"], "port": 22, "simulated": False}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
-from gpuyard.handover import Handover, Mirrors, Url
+from gpuyard.handover import Handover, Mirrors, OperatorPath, Url, place_of
 from gpuyard.spec.closed import Closed, FleetName, NodeName, PoolName, digest_of
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
@@ -21,18 +21,15 @@ from gpuyard.spec.rules import Broken
 GATEWAY = "gateway"
 """What a gateway has for its pool: the one name that no pool may have."""
 
-# As in the handover; a file that several people share names their own folder with `~`.
-_OwnPath = Annotated[str, Field(pattern=r"^(~/|/)[^\x00-\x1f\x7f%\"'\\$]*$")]
-
 
 class HostsSsh(Closed):
     """How the hosts are reached."""
 
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
     """Who logs in; root, or one who may `sudo` without a password."""
-    private_key_file: _OwnPath
+    private_key_file: OperatorPath
     """The key, on the machine that Ansible runs on; `~` is the home of who runs it."""
-    known_hosts_file: _OwnPath
+    known_hosts_file: OperatorPath
     """The hosts' own keys, by address. A host whose key is not in it is not talked to."""
 
 
@@ -86,11 +83,8 @@ def handover_of(hosts: Hosts, fleet: Fleet) -> Handover:
     pools = {pool.name: pool for pool in fleet.pools}
     nodes: list[dict[str, Any]] = []
     for host in hosts.nodes:
-        pool = pools.get(host.pool)
-        its = {"role": "gateway", "pool": None, "gpu": None, "gpu_count": 0}
-        if pool:
-            its = {"role": "gpu", "pool": pool.name, "gpu": pool.gpu, "gpu_count": pool.gpus_per_node}
-        nodes.append({**host.model_dump(include={"name", "address", "port", "simulated"}), **its})
+        its = host.model_dump(include={"name", "address", "port", "simulated"})
+        nodes.append({**its, **place_of(pools.get(host.pool))})
     ssh = hosts.ssh
     first = next(node["address"] for node in nodes if node["role"] == "gateway")
     host_part = f"[{first}]" if ":" in first else first

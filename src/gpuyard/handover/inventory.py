@@ -101,14 +101,15 @@ def _node_vars(node: Node, handover: Handover) -> dict[str, object]:
         "ansible_port": node.port,
         "ansible_user": handover.ssh.user,
         "ansible_ssh_private_key_file": handover.ssh.private_key_file,
-        "ansible_ssh_common_args": _ssh_args(handover.ssh, node),
+        "ansible_ssh_common_args": ssh_args(handover.ssh, node),
         "ansible_python_interpreter": "/usr/bin/python3",
         "node_base_fleet": handover.fleet,
         "node_base_hosts": [{"name": other.name, "address": other.address} for other in handover.nodes],
     }
 
 
-def _ssh_args(ssh: Ssh, node: Node) -> str:
+def ssh_args(ssh: Ssh, node: Node) -> str:
+    """Options of ssh for a node, quoted as for a shell: whose key it must have, and what stands between."""
     # ssh splits the option's value at spaces unless it is quoted for ssh, inside the quotes for Ansible.
     path = f'"{ssh.known_hosts_file}"' if " " in ssh.known_hosts_file else ssh.known_hosts_file
     strict = "accept-new" if ssh.first_seen else "yes"

@@ -11,6 +11,7 @@ from gpuyard.catalog.rows import Row, Severity
 from gpuyard.plan.rules import RULES
 from gpuyard.plan.rules.node import packages_for
 from gpuyard.plan.rules.rule import Combination, Misfit, Rule
+from gpuyard.spec.errors import RefusedError
 
 Verdict = Literal["green", "amber", "red"]
 
@@ -37,6 +38,10 @@ class Finding:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+    def refusal(self) -> RefusedError:
+        """For whoever can tell only one."""
+        return RefusedError(self.rule, f"{self.what}: {self.have}", self.need, self.change)
 
 
 @dataclass(slots=True)
