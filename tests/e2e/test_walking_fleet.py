@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuyard.catalog import load_catalog
+from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.lab.place import read_json
+from gpuyard.plan.sizing.room import CatalogRooms
+from gpuyard.spec.loader import load_fleet
 from tools.bench_kill import killed_when
 
 from .conftest import MODEL, PROJECT, STACK, Fleet, on, playbook, run
@@ -101,6 +106,18 @@ def test_loaded_installed_and_locked_driver_are_one(fleet: Fleet) -> None:
         assert on(node, "nvidia-smi --query-gpu=driver_version --format=csv,noheader").split() == [locked] * 8
         assert on(node, "dpkg-query -W -f '${Version}' libnvidia-ml1") == f"{locked}-1"
         assert "nvidia-driver-cuda" in on(node, "apt-mark showhold")
+
+
+def test_an_engine_prints_the_cache_that_was_planned(fleet: Fleet) -> None:
+    spec = load_fleet(PROJECT / "fleets/lab.yaml")
+    rooms = CatalogRooms(load_catalog(), load_memory(), load_shapes())
+    room = rooms.room_on_cpu(spec.models[0], spec.engines[0])
+    assert room and room.memory
+    for node in NODES[:2]:
+        # Each start says it; one that was killed before it came so far does not.
+        said = re.findall(r"KV cache size: ([\d,]+) tokens", on(node, f"journalctl -u {UNIT} --output=cat"))
+        assert said, f"{node}: no start told its cache"
+        assert {int(tokens.replace(",", "")) for tokens in said} == {room.memory.kv_cache_tokens}
 
 
 def test_an_engine_talks_to_the_gateway_only(fleet: Fleet) -> None:

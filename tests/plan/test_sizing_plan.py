@@ -21,7 +21,8 @@ from gpuyard.plan.sizing.givens import Givens
 from gpuyard.plan.sizing.plan import Plan, plan_of, plan_schema_text
 from gpuyard.plan.sizing.room import CatalogRooms
 from gpuyard.plan.sizing.throughput import Measured
-from gpuyard.spec.fleet import Fleet
+from gpuyard.spec.fleet import Fleet, Vllm
+from gpuyard.spec.loader import load_fleet
 from tests.plan.conftest import planned_fleet
 
 PROJECT = Path(__file__).parents[2]
@@ -33,6 +34,10 @@ LLAMA = {
     "pool": "large",
     "engine": "vllm",
     "port": 8000,
+}
+LLAMA_8B_ON_CPU = {
+    "source": "hf:meta-llama/Llama-3.1-8B-Instruct@main",
+    "vllm": Vllm(dtype="bfloat16", max_model_len=32768),
 }
 FP8 = {"quantization": "fp8", "max_model_len": 16384}
 
@@ -326,3 +331,37 @@ def test_what_the_plan_alone_reads_makes_no_lock_stale() -> None:
     assert loaded.digest == bare.digest
     narrower: Fleet = planned_fleet(models=[model(tensor_parallel_size=2, data_parallel_size=2)])
     assert narrower.digest != bare.digest
+
+
+# --- without a GPU -----------------------------------------------------------------------------------------------
+
+
+def on_cpu(givens: Givens, **changes: Any) -> Plan:
+    spec = load_fleet(PROJECT / "fleets/lab.yaml")
+    small = spec.models[0].model_copy(update=changes)
+    return plan_of(spec.model_copy(update={"models": (small,)}), givens)
+
+
+def test_an_engine_without_a_gpu_has_the_cache_that_the_fleet_states(givens: Givens) -> None:
+    memory = on_cpu(givens).models[0].memory
+    assert memory
+    # 2 x 30 layers x 3 heads x 64 values x 4 bytes = 46,080 bytes a token; 182 blocks of 128 tokens go into 1 GiB.
+    assert memory.kv_cache_tokens == 182 * 128
+    assert {part.name: part.gib for part in memory.parts}["KV cache"] == 1
+    twice = on_cpu(givens, env={"VLLM_CPU_KVCACHE_SPACE": "2"}).models[0].memory
+    assert twice and twice.kv_cache_tokens == 364 * 128
+
+
+@pytest.mark.parametrize("env", [{}, {"VLLM_CPU_KVCACHE_SPACE": "0"}, {"VLLM_CPU_KVCACHE_SPACE": "much"}])
+def test_a_cache_that_the_fleet_does_not_state_is_not_guessed(givens: Givens, env: dict[str, str]) -> None:
+    assert on_cpu(givens, env=env).models[0].memory is None
+
+
+def test_a_cache_without_room_for_one_request_names_the_space_that_has_it(givens: Givens) -> None:
+    large = LLAMA_8B_ON_CPU
+    plan = on_cpu(givens, **large, env={"VLLM_CPU_KVCACHE_SPACE": "1"})
+    assert plan.verdict == "red"
+    # 4 GiB of 32,768 tokens, and the block that this version keeps for itself.
+    assert change(plan, "FIT-MEMORY") == "set env.VLLM_CPU_KVCACHE_SPACE to 5, or take a shorter max_model_len"
+    assert on_cpu(givens, **large, env={"VLLM_CPU_KVCACHE_SPACE": "5"}).verdict == "green"
+    assert on_cpu(givens, **large, env={"VLLM_CPU_KVCACHE_SPACE": "4"}).verdict == "red"

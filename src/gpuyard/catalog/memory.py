@@ -118,6 +118,8 @@ class ModelShape(Row):
 
     model: str
     config: dict[str, Any]
+    also: tuple[str, ...] = ()
+    """Other repositories and packages with this very model, as a fleet's `source` names them."""
 
 
 class MemoryTables(Closed):

@@ -14,6 +14,7 @@ from rich.table import Table
 from gpuyard.plan.sizing.choose import Considered
 from gpuyard.plan.sizing.figures import Figure, number
 from gpuyard.plan.sizing.plan import Plan
+from gpuyard.plan.sizing.room import Part
 
 _NARROW = 80
 _SHOWN = 6
@@ -78,12 +79,17 @@ def _models(made: Plan) -> Table:
             model.name,
             f"{model.tensor_parallel_size} x {model.data_parallel_size}" if model.gpus_per_node else "no GPU",
             number(weights.gib) if weights else "-",
-            f"{number(cache.gib)} ({number(cache.low)} to {number(cache.high)})" if cache else "-",
+            _part(cache) if cache else "-",
             number(memory.max_concurrency) if memory else "-",
             f"{_cell(rate.tokens_per_second)} {rate.basis}" if rate else "-",
             _cell(model.money.usd_per_mtok) if model.money else "-",
         )
     return table
+
+
+def _part(part: Part) -> str:
+    spread = f" ({number(part.low)} to {number(part.high)})" if part.low < part.high else ""
+    return number(part.gib) + spread
 
 
 def _shares(made: Plan) -> Table:

@@ -26,6 +26,10 @@ INFO 10-23 [gpu_worker.py:298] Available KV cache memory: 51.38 GiB
 INFO 10-23 [kv_cache_utils.py:1087] GPU KV cache size: 420,864 tokens
 (Worker_TP1) INFO 10-23 [gpu_worker.py:298] Available KV cache memory: 51.41 GiB
 """
+CPU_LOG = """
+INFO 11-29 [cpu_worker.py:230] Explicitly set (1.0/23.45) GiB for KV cache on device
+INFO 11-29 [kv_cache_utils.py:1087] GPU KV cache size: 23,296 tokens
+"""
 OLD_LOG = "model weights take 14.96GiB; the rest of the memory reserved for KV Cache is 11.12GiB."
 
 
@@ -37,6 +41,7 @@ def test_the_engines_own_figures_are_read_back_of_the_rank_that_decides() -> Non
     told = {"reported_kv_gib": "51.38", "reported_kv_tokens": "420864", "reported_weights_gib": "14.9889"}
     assert read_log(LOG) == told
     assert read_log(OLD_LOG) == {"reported_kv_gib": "11.12", "reported_weights_gib": "14.96"}
+    assert read_log(CPU_LOG) == {"reported_kv_gib": "1", "reported_kv_tokens": "23296"}
     with pytest.raises(RefusedError) as refused:
         read_log("nothing of that kind")
     assert refused.value.rule == "FIT-LOG"

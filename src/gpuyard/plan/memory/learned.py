@@ -28,6 +28,7 @@ _PATTERNS = {
     "reported_kv_gib": (
         r"Available KV cache memory: ([\d.]+) GiB",
         r"memory reserved for KV Cache is ([\d.]+) ?GiB",
+        r"(?:Explicitly|Auto) set \(([\d.]+)/[\d.]+\) GiB for KV cache",
     ),
     "reported_kv_tokens": (r"KV cache size: ([\d,]+) tokens",),
     "reported_weights_gib": (

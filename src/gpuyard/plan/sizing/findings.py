@@ -98,6 +98,7 @@ def of_pool(
 def _of_seat(rooms: Rooms, pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
     where = f"models[{seat.index}]"
     if not seat.gpus:
+        yield from (replace(finding, what=where) for finding in (seat.room.findings if seat.room else ()))
         return
     if seat.shape is None or seat.room is None:
         have = f"{seat.model.source} on {pool.gpu}, of which the catalog has no shape"

@@ -9,6 +9,7 @@ from gpuyard.plan.sizing.figures import Figure, number
 from gpuyard.plan.sizing.parts import ModelPlan, PoolPlan
 from gpuyard.plan.sizing.plan import Plan
 from gpuyard.plan.sizing.plots import COLOURS, api_colour, break_even_plot, cost_against_utilisation, memory_bar
+from gpuyard.plan.sizing.room import CPU
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #1c2430 }
@@ -129,7 +130,8 @@ def _model(plan: Plan, model: ModelPlan) -> str:
     made = f"<h2>Model {escape(model.name)}</h2><p><code>{escape(model.source)}</code> in pool {escape(model.pool)}, "
     made += f"tensor_parallel_size {model.tensor_parallel_size}, {model.data_parallel_size} copies a node</p>"
     if model.memory:
-        made += f"<h3>Memory of one GPU</h3>{memory_bar(model.name, model.memory)}{_key(model)}"
+        whose = "the machine, without a GPU" if model.memory.gpu == CPU else "one GPU"
+        made += f"<h3>Memory of {whose}</h3>{memory_bar(model.name, model.memory)}{_key(model)}"
     if model.throughput:
         rate = model.throughput
         made += f"<p>Answer tokens of one copy, {rate.basis}: {_figure(rate.tokens_per_second)}</p>"

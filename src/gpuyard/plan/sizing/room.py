@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from gpuyard.catalog.memory import MemoryTables, ModelShape
 from gpuyard.catalog.rows import EngineRelease
 from gpuyard.plan import names
 from gpuyard.plan.judge import Finding
-from gpuyard.plan.memory.budget import board_of
+from gpuyard.plan.memory.budget import Board, board_of
 from gpuyard.plan.memory.cases import Row
 from gpuyard.plan.memory.config import shape_of
 from gpuyard.plan.memory.fit import NEWEST, Fit, Settings, fit, quantization_of
@@ -26,6 +27,10 @@ from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Engine, Model
 
 _SOURCE = "docs/fit.md"
+CPU = "CPU"
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+_CPU_BLOCK, _CPU_SEQS, _CPU_BATCHED = 128, 128, 2048
+"""Defaults of vLLM's server on a CPU: vllm/platforms/cpu.py and vllm/engine/arg_utils.py of 0.31.0 and 0.32.0."""
 
 
 class Part(Closed):
@@ -38,13 +43,15 @@ class Part(Closed):
 
 
 class Memory(Closed):
-    """One GPU's memory under one model."""
+    """One GPU's memory under one model; without a GPU the machine's."""
 
     gpu: str
+    """Without one: CPU."""
     tensor_parallel_size: int
     engine: str
     fits: bool
     total_gib: float
+    """Without a GPU: what the parts add up to."""
     requested_gib: float
     """What the engine may take of it."""
     parts: tuple[Part, ...]
@@ -86,6 +93,10 @@ class Rooms(Protocol):
         """Room of one copy on so many GPUs of each pipeline stage. None where the model or the GPU is not known."""
         ...
 
+    def room_on_cpu(self, model: Model, engine: Engine) -> Room | None:
+        """Room of a copy without a GPU. None where nobody knows the model, or the fleet does not state its cache."""
+        ...
+
     def too_heavy(self, model: Model, gpu: str, size: int) -> Finding | None:
         """Why not even the weights have room, without reckoning the rest; None: they may."""
         ...
@@ -122,6 +133,34 @@ class CatalogRooms:
             self._rooms[key] = self._room(model, engine, gpu, size, stages)
         return self._rooms[key]
 
+    def room_on_cpu(self, model: Model, engine: Engine) -> Room | None:
+        whole, told = self._whole(model), model.env.get(CPU_CACHE, "")
+        # vLLM keeps recurrent states and latent caches otherwise on a CPU, which was not read.
+        if whole is None or any(layer.mixer not in ("full", "sliding", "chunked") for layer in whole.layers):
+            return None
+        if not told.isdecimal() or not int(told):
+            return None
+        settings = replace(
+            self._settings(model, engine, 1, 1),
+            enforce_eager=True,
+            block_size=_CPU_BLOCK,
+            max_num_seqs=model.vllm.max_num_seqs or _CPU_SEQS,
+            max_num_batched_tokens=model.vllm.max_num_batched_tokens or _CPU_BATCHED,
+            kv_cache_memory_bytes=int(told) * GIB,
+        )
+        try:
+            done = fit(whole, Board(CPU, (0.0, 0.0, 0.0), nvlink=False), settings, self.tables)
+        except RefusedError as refused:
+            return _refused(model, whole, refused)
+        if done.fits:
+            return Room(_machine(done), done.findings)
+        have, need = f"{told} GiB for the KV cache", f"{done.needed_gib:.2f} GiB for one request"
+        change = f"set env.{CPU_CACHE} to {math.ceil(done.needed_gib)}, or take a shorter max_model_len"
+        red = Finding(
+            "FIT-MEMORY", "red", model.name, have, f"{need} of {done.max_model_len} tokens", change, _SOURCE, True
+        )
+        return Room(_machine(done), (red,))
+
     def too_heavy(self, model: Model, gpu: str, size: int) -> Finding | None:
         shape = self.shape(model)
         board = next((row for row in self.catalog.gpus if row.name == gpu), None)
@@ -137,7 +176,7 @@ class CatalogRooms:
     def _whole(self, model: Model) -> Whole | None:
         name = _repository(model)
         if name not in self._wholes:
-            row = next((row for row in self.shapes if row.model == name), None)
+            row = next((row for row in self.shapes if name == row.model or name in row.also), None)
             self._wholes[name] = (
                 replace(shape_of(row.config, row.model), source=row.source, verified=row.verified) if row else None
             )
@@ -168,13 +207,9 @@ class CatalogRooms:
             quantization=row.method if row else None,
         )
 
-    def _room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int) -> Room | None:
-        whole = self._whole(model)
-        board = next((row for row in self.catalog.gpus if row.name == gpu), None)
-        if whole is None or board is None:
-            return None
+    def _settings(self, model: Model, engine: Engine, size: int, stages: int) -> Settings:
         release = release_of(self.catalog, engine)
-        settings = Settings(
+        return Settings(
             engine=release.version if release else engine.version or NEWEST,
             tensor_parallel_size=size,
             pipeline_parallel_size=stages,
@@ -187,20 +222,17 @@ class CatalogRooms:
             max_num_batched_tokens=model.vllm.max_num_batched_tokens,
             enforce_eager=bool(model.vllm.enforce_eager),
         )
+
+    def _room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int) -> Room | None:
+        whole = self._whole(model)
+        board = next((row for row in self.catalog.gpus if row.name == gpu), None)
+        if whole is None or board is None:
+            return None
+        settings = self._settings(model, engine, size, stages)
         try:
             done = fit(whole, board_of(board), settings, self.tables)
         except RefusedError as refused:
-            told = Finding(
-                refused.rule,
-                "red",
-                model.name,
-                _flags(refused.found),
-                refused.why,
-                _flags(refused.change),
-                whole.source,
-                whole.verified,
-            )
-            return Room(None, (told,))
+            return _refused(model, whole, refused)
         findings = tuple(replace(item, change=_flags(item.change), have=_flags(item.have)) for item in done.findings)
         if not self.starts:
             return Room(_memory(done, 0), findings)
@@ -218,7 +250,7 @@ class CatalogRooms:
 
 
 def _repository(model: Model) -> str:
-    return model.source.partition(":")[2].partition("@")[0]
+    return re.split("@|==", model.source.partition(":")[2])[0]
 
 
 def release_of(catalog: Catalog, engine: Engine) -> EngineRelease | None:
@@ -229,10 +261,24 @@ def release_of(catalog: Catalog, engine: Engine) -> EngineRelease | None:
     return max((row for row in rows if row.requirements), key=lambda row: numbers(row.version), default=None)
 
 
-def _memory(done: Fit, starts: int) -> Memory:
-    def part(name: str, gib: float) -> Part:
-        return Part(name=name, gib=gib, low=gib, high=gib)
+def _refused(model: Model, whole: Whole, refused: RefusedError) -> Room:
+    have, change = _flags(refused.found), _flags(refused.change)
+    told = Finding(refused.rule, "red", model.name, have, refused.why, change, whole.source, whole.verified)
+    return Room(None, (told,))
 
+
+def _exact(name: str, gib: float) -> Part:
+    return Part(name=name, gib=gib, low=gib, high=gib)
+
+
+def _machine(done: Fit) -> Memory:
+    """Of an engine on a CPU: what it takes beside these two was not measured."""
+    whole = round(done.weights_gib + done.kv_cache_gib, 4)
+    parts = (_exact("weights", done.weights_gib), _exact("KV cache", done.kv_cache_gib))
+    return _memory(done, 0).model_copy(update={"total_gib": whole, "requested_gib": whole, "parts": parts})
+
+
+def _memory(done: Fit, starts: int) -> Memory:
     return Memory(
         gpu=done.gpu,
         tensor_parallel_size=done.gpus,
@@ -241,10 +287,10 @@ def _memory(done: Fit, starts: int) -> Memory:
         total_gib=done.memory_gib,
         requested_gib=done.requested_gib,
         parts=(
-            part("weights", done.weights_gib),
-            part("activations", done.activation_gib),
-            part("not PyTorch's", done.non_torch_gib),
-            part("CUDA graphs", done.cudagraph_gib),
+            _exact("weights", done.weights_gib),
+            _exact("activations", done.activation_gib),
+            _exact("not PyTorch's", done.non_torch_gib),
+            _exact("CUDA graphs", done.cudagraph_gib),
             Part(name="KV cache", gib=done.kv_cache_gib, low=done.kv_cache_gib_low, high=done.kv_cache_gib_high),
         ),
         kv_cache_tokens=done.kv_cache_tokens,

