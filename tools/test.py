@@ -51,6 +51,8 @@ class Report:
 
     passed: int = 0
     failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    """What failed, as far as it has a name, with the beginning of the reason; a part may fail outside of its tests."""
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0
     not_run: str = ""
@@ -100,8 +102,9 @@ def lint(seconds: int) -> Report:
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         # The slowest first.
-        results = list(pool.map(check, reversed(CHECKS)))
-    return Report(passed=results.count(True), failed=results.count(False))
+        results = dict(zip(reversed(CHECKS), pool.map(check, reversed(CHECKS)), strict=True))
+    failures = [name for name, passed in results.items() if not passed]
+    return Report(passed=len(results) - len(failures), failed=len(failures), failures=failures)
 
 
 def pytest(marks: str) -> Callable[[int], Report]:
@@ -126,8 +129,10 @@ def read_junit(path: Path) -> Report:
     report = Report()
     for case in ElementTree.parse(path).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
         name = f"{case.get('classname')}::{case.get('name')}"
-        if case.find("failure") is not None or case.find("error") is not None:
+        broken = [found for kind in ("failure", "error") if (found := case.find(kind)) is not None]
+        if broken:
             report.failed += 1
+            report.failures.append(f"{name}: {broken[0].get('message', '')}".splitlines()[0][:200])
         elif (skipped := case.find("skipped")) is not None:
             report.skipped.append(f"{name}: {skipped.get('message', '')}")
         else:
@@ -154,7 +159,9 @@ def molecule(seconds: int) -> Report:
         began = time.monotonic()
         code = ended(["molecule", *command], max(least, int(deadline - began)))
         said.append(f"  {name:<16} {'failed' if code else 'passed'} in {time.monotonic() - began:.1f}s")
-        report.failed += code != 0
+        if code:
+            report.failed += 1
+            report.failures.append(name)
         return code == 0
 
     try:
@@ -329,6 +336,7 @@ def summary(reports: Mapping[str, Report], took: float | None) -> str:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     not_run = [f"  {name}: {report.not_run}" for name, report in reports.items() if report.not_run]
     not_run += [f"  {name}: {test}" for name, report in reports.items() for test in report.skipped]
+    failures = [f"  {name}: {test}" for name, report in reports.items() for test in report.failures]
     failed = sum(report.failed for report in reports.values())
     return "\n".join(
         [
@@ -338,6 +346,8 @@ def summary(reports: Mapping[str, Report], took: float | None) -> str:
             *(["Not run:", *not_run] if not_run else ["Nothing was left out."]),
             "",
             *(report.line(name) for name, report in reports.items() if not report.not_run),
+            # Last: who keeps no more than the end of a long output has the names.
+            *(["Failed:", *failures] if failures else []),
             f"{sum(report.passed for report in reports.values())} passed, {failed} failed",
         ]
     )

@@ -36,6 +36,7 @@ def test_the_counts_are_those_pytest_wrote_down(parts, tmp_path):
     (tmp_path / "junit.xml").write_text(JUNIT)
     report = parts.read_junit(tmp_path / "junit.xml")
     assert (report.passed, report.failed, report.skipped) == (1, 2, ["t::d: no zsh"])
+    assert report.failures == ["t::b: no", "t::c: no"]
 
 
 def test_a_failed_part_keeps_no_other_from_running(parts, monkeypatch, capsys):
@@ -44,6 +45,18 @@ def test_a_failed_part_keeps_no_other_from_running(parts, monkeypatch, capsys):
     monkeypatch.setattr(parts, "PARTS", [first, second])
     assert parts.main([]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "7 passed, 1 failed"
+
+
+def test_what_failed_is_named_in_the_last_lines(parts, monkeypatch, capsys):
+    bad = part(parts, "lab", lambda _: parts.Report(passed=3, failed=2, failures=["t::b: no", "t::c: no"]))
+    monkeypatch.setattr(parts, "PARTS", [bad])
+    assert parts.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "Failed:",
+        "  lab: t::b: no",
+        "  lab: t::c: no",
+        "3 passed, 2 failed",
+    ]
 
 
 def test_what_was_not_run_is_listed_with_its_reason(parts, monkeypatch, capsys):
@@ -111,7 +124,7 @@ def rehearsed(parts, monkeypatch, failing):
 
 def test_a_scenario_that_fails_keeps_no_other_from_running_and_is_named(parts, monkeypatch, capsys):
     report, ran = rehearsed(parts, monkeypatch, failing="lab_gpu")
-    assert (report.passed, report.failed) == (2, 1)
+    assert (report.passed, report.failed, report.failures) == (2, 1, ["lab_gpu"])
     assert ran == ["destroy", "create", "gateway", "lab_gpu", "node_gate", "destroy"]
     said = capsys.readouterr().out
     assert re.search(r"^  lab_gpu +failed in", said, re.MULTILINE)
