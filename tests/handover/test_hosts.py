@@ -100,6 +100,35 @@ CASES = {
         "nodes[2].prt",
         "name, pool, address",
     ),
+    "a server for a bind": (
+        "fleet: onprem",
+        "fleet: onprem\nshared_storage: [{kind: bind, source: 'files:/models', path: /mnt/models}]",
+        "HOSTS-STORAGE",
+        "shared_storage[0].source",
+        "a folder of the hosts",
+    ),
+    "a folder for a server": (
+        "fleet: onprem",
+        "fleet: onprem\nshared_storage: [{kind: nfs, source: /models, path: /mnt/models}]",
+        "HOSTS-STORAGE",
+        "shared_storage[0].source",
+        "server:/path",
+    ),
+    "a mount in a mount": (
+        "fleet: onprem",
+        "fleet: onprem\nshared_storage:\n- {kind: nfs, source: 'f:/a', path: /mnt/a}\n"
+        "- {kind: nfs, source: 'f:/b', path: /mnt/a/b}",
+        "HOSTS-STORAGE",
+        "shared_storage[1].path",
+        "beside /mnt/a of shared_storage[0]",
+    ),
+    "a mount at no path": (
+        "fleet: onprem",
+        "fleet: onprem\nshared_storage: [{kind: nfs, source: 'f:/a', path: mnt/../etc}]",
+        "SPEC-VALUE",
+        "shared_storage[0].path",
+        "matches",
+    ),
     "a key that the shell would read": ("~/.ssh/id_ed25519", "$KEY", "SPEC-VALUE", "ssh.private_key_file", "matches"),
 }
 
@@ -112,6 +141,14 @@ def test_bad_input_is_named_with_its_place_and_its_way_out(
     assert told[rule].field == field
     assert allowed in told[rule].allowed
     assert told[rule].line > 1
+
+
+def test_storage_that_hosts_share_is_handed_over(tmp_path: Path, fleet: Fleet) -> None:
+    path = tmp_path / "onprem.hosts.yaml"
+    storage = "{kind: nfs, source: 'files.example.com:/models', path: /mnt/models, read_only: true}"
+    path.write_text(f"{GOOD}shared_storage: [{storage}]\n")
+    (told,) = load_hosts(path, fleet).shared_storage
+    assert (told.kind, told.path, told.read_only, told.required) == ("nfs", "/mnt/models", True, False)
 
 
 def test_all_mistakes_are_told_at_once(findings: Told) -> None:

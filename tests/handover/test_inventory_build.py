@@ -66,6 +66,14 @@ def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, 
     assert found["nvidia_driver_gpu_count"] == 2, "a GPU that left the bus would go unnoticed"
 
 
+def test_gpu_nodes_and_no_gateways_mount_what_is_shared(handed: Handed, lock: Lock) -> None:
+    storage = {"kind": "lustre", "source": "fs.example.com@tcp:/abcd", "path": "/mnt/lustre"}
+    found = build(handed(lambda data: data.update(shared_storage=[storage])), lock).hostvars
+    assert found["lab-chat-0"]["shared_storage_mounts"] == [{**storage, "read_only": False, "required": False}]
+    assert "shared_storage_mounts" not in found["lab-gateway-0"]
+    assert build(handed(), lock).hostvars["lab-chat-0"]["shared_storage_mounts"] == []
+
+
 def test_a_node_learns_which_driver_its_engines_need_at_least(handed: Handed, lock: Lock) -> None:
     engines = {
         name: engine.model_copy(update={"distribution": "vllm", "version": "0.32.0"})

@@ -97,10 +97,18 @@ class Node(Closed):
 
 
 class SharedStorage(Closed):
-    """A file system that was made with the fleet, as `mount` names it."""
+    """A file system that all GPU nodes share, as `mount` names it."""
 
-    kind: Literal["lustre", "efs"]
+    kind: Literal["lustre", "efs", "nfs", "bind"]
+    """efs is NFS with the options that AWS asks for; bind is a folder that each host has already."""
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:@/_-]{1,255}$")]
+    """What is mounted: server:/path, for bind a folder."""
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9._-]*){1,16}$")]
+    """Where nodes have it."""
+    read_only: bool = False
+    """Whether nodes may read it alone."""
+    required: bool = False
+    """Whether engines do not start without it; left out, they do not wait for it."""
 
 
 class Handover(Closed):

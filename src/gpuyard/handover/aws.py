@@ -66,7 +66,9 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
             },
             "endpoint": f"http://{made.endpoint}:{fleet.gateway.port}",
             "nodes": tuple(nodes),
-            "shared_storage": tuple({"kind": kind, "source": source} for kind, source in storage),
+            "shared_storage": tuple(
+                {"kind": kind, "source": source, "path": f"/mnt/{kind}"} for kind, source in storage
+            ),
         },
         strict=True,
     )

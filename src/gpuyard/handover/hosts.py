@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
-from gpuyard.handover import Handover, Mirrors, OperatorPath, Url, place_of
+from gpuyard.handover import Handover, Mirrors, OperatorPath, SharedStorage, Url, place_of
 from gpuyard.spec.closed import Closed, FleetName, NodeName, PoolName, digest_of
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
@@ -62,6 +62,8 @@ class Hosts(Closed):
     """What clients call; left out, the first gateway's address and the gateway's port."""
     nodes: Annotated[tuple[Host, ...], Field(min_length=1, max_length=1024)]
     """Every machine."""
+    shared_storage: Annotated[tuple[SharedStorage, ...], Field(max_length=16)] = ()
+    """File systems that all GPU nodes mount."""
 
 
 def hosts_path(fleet_file: Path) -> Path:
@@ -88,7 +90,8 @@ def handover_of(hosts: Hosts, fleet: Fleet) -> Handover:
     ssh = hosts.ssh
     first = next(node["address"] for node in nodes if node["role"] == "gateway")
     host_part = f"[{first}]" if ":" in first else first
-    used = {"provider": fleet.provider, "port": fleet.gateway.port, "nodes": nodes}
+    storage = [item.model_dump(mode="json") for item in hosts.shared_storage]
+    used = {"provider": fleet.provider, "port": fleet.gateway.port, "nodes": nodes, "shared_storage": storage}
     return Handover.model_validate(
         {
             "version": 1,
@@ -104,6 +107,7 @@ def handover_of(hosts: Hosts, fleet: Fleet) -> Handover:
             "mirrors": hosts.mirrors,
             "endpoint": hosts.endpoint or f"http://{host_part}:{fleet.gateway.port}",
             "nodes": tuple(nodes),
+            "shared_storage": hosts.shared_storage,
         }
     )
 
@@ -119,6 +123,7 @@ def broken_rules(data: object, fleet: Fleet) -> list[Broken]:
         *_addresses_can_be_reached_by_others(hosts),
         *_none_is_there_twice(hosts),
         *_there_are_as_many_as_the_spec_says(hosts, fleet),
+        *_storage_can_be_mounted(root),
     ]
 
 
@@ -182,6 +187,24 @@ def _there_are_as_many_as_the_spec_says(hosts: Indexed, fleet: Fleet) -> Iterato
             change = f"name {missing} more" if missing > 0 else f"take {-missing} out"
             allowed = f"{number}, as the spec says; {change}, or set nodes of {of} to {there[pool] or 1} there"
             yield Broken("HOSTS-COUNT", ("nodes",), f"{there[pool]} of {of}", allowed)
+
+
+def _storage_can_be_mounted(root: dict[str, object]) -> Iterator[Broken]:
+    found = root.get("shared_storage")
+    seen: dict[int, str] = {}
+    for index, item in enumerate(cast("list[object]", found) if isinstance(found, list) else []):
+        told = cast("dict[str, object]", item) if isinstance(item, dict) else {}
+        kind, source, path = told.get("kind"), told.get("source"), told.get("path")
+        if isinstance(source, str) and isinstance(kind, str) and source.startswith("/") != (kind == "bind"):
+            allowed = "a folder of the hosts, e.g. /data/models" if kind == "bind" else "server:/path"
+            yield Broken("HOSTS-STORAGE", ("shared_storage", index, "source"), repr(source), allowed)
+        if not isinstance(path, str):
+            continue
+        for other, place in seen.items():
+            if f"{path}/".startswith(f"{place}/") or f"{place}/".startswith(f"{path}/"):
+                allowed = f"a path beside {place} of shared_storage[{other}]; one would hide the other"
+                yield Broken("HOSTS-STORAGE", ("shared_storage", index, "path"), repr(path), allowed)
+        seen[index] = path
 
 
 def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

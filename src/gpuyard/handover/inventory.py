@@ -162,6 +162,7 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
             for name in engines
         ],
         "vllm_server_models": [_served(model, lock) for model in models],
+        "shared_storage_mounts": [storage.model_dump(mode="json") for storage in handover.shared_storage],
         "vllm_server_gateway_addresses": [gateway.address for gateway in gateways],
         "node_gate_gateways": [gateway.name for gateway in gateways],
         "node_gate_backends": [backend(model.name) for model in models],
