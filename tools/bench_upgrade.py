@@ -5,13 +5,14 @@ The fleet is made for it: three GPU nodes with simulated engines, on the older o
 long and streamed requests (`gpuyard bench load`), begun before the first node is touched and ended after the last one
 is back; the client tries nothing twice. Retries are those of the gateway, of which a user sees nothing. A node is out
 of rotation while the gateway has it as anything but UP, as asked five times a second: without a drain, that begins
-some seconds after the engine has gone. Downloads are those of packages by a node that is out of rotation. What the lab
-has not, costs nothing here: the build of a kernel module, a reboot, a fabric manager's start.
+some seconds after the engine has gone. Downloads are those of packages by a node that is out of rotation. `wall` is the
+time from the first node's leaving to the last one's return, less the soak that was asked for, by the nodes' times out of
+rotation, one after the other: what is above 1 is ours. A reboot and a fabric manager's start cost nothing here.
 
 The naive play stops the fleet's own units, in which an engine lets its requests end (`drain_seconds`). What it loses is
 what comes to an engine that is ending; with vLLM's own default, which lets none end, it would lose more.
 
-Usage: python tools/bench_upgrade.py [--runs 3] [--naive 1] [--rate 20] [--compile 435] [--seed N]
+Usage: python tools/bench_upgrade.py [--runs 3] [--naive 1] [--rate 20] [--compile 435] [--start 60] [--seed N]
 Exit code 0 only if upgrades and rollbacks lost nothing, and the play without a drain lost something.
 """
 
@@ -49,7 +50,8 @@ UPGRADE = ("upgrade", "playbooks/operate/upgrade_driver.yml")
 ROLLBACK = ("rollback", "playbooks/operate/rollback_driver.yml")
 NAIVE = ("naive", "tools/naive_upgrade.yml")
 # Nobody is asked, and the canary is looked at twice.
-QUICK = ("-e", "upgrade_confirm=false", "-e", "upgrade_soak_seconds=5", "-e", "upgrade_soak_every=5")
+SOAK = 5
+QUICK = ("-e", "upgrade_confirm=false", "-e", f"upgrade_soak_seconds={SOAK}", "-e", f"upgrade_soak_every={SOAK}")
 
 # Runs on the gateway until its input ends: a line as often as it looks.
 WATCH = """
@@ -99,7 +101,7 @@ class Walk:
     compiled: float
     """Seconds of processor time that nodes spent on modules while they were out of rotation."""
     wall: float
-    """Seconds from when the first node was out until the last one was back."""
+    """Seconds from when the first node was out until the last one was back, less the soak that was asked for."""
 
     @property
     def longest(self) -> float:
@@ -201,6 +203,14 @@ def with_a_compiler(own: OwnFleet, seconds: float) -> None:
         own.on(node, f"{headers} && touch {BUILDS} && echo {seconds} >{dkms_source.COST}")
 
 
+def with_slow_starts(own: OwnFleet, seconds: float) -> None:
+    """From now on an engine needs so much longer until it listens, as one does that loads its weights."""
+    folder = "/etc/systemd/system/vllm@.service.d"
+    for node in nodes_of(own):
+        words = f"[Service]\\nExecStartPre=/bin/sleep {seconds:g}\\n"
+        own.on(node, f"mkdir -p {folder} && printf '{words}' >{folder}/slow-start.conf && systemctl daemon-reload")
+
+
 def walk(own: OwnFleet, way: tuple[str, str], rate: float = 20, seed: int = 0, limit: str = "") -> Walk:
     """Play it under load. CommandError where it does not come to its end."""
     kind, playbook = way
@@ -232,7 +242,7 @@ def walk(own: OwnFleet, way: tuple[str, str], rate: float = 20, seed: int = 0, l
             out,
         ),
         compiled=sum(compiled(own.on(node, f"cat {BUILDS} 2>/dev/null || true"), out[node]) for node in nodes_of(own)),
-        wall=max(times) - min(times),
+        wall=max(times) - min(times) - (0 if way == NAIVE else SOAK),
     )
 
 
@@ -314,6 +324,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20, help="requests a second")
     # Of NVIDIA's open modules 595.45.04, measured on two cores: the kernel's part alone, as DKMS builds it.
     parser.add_argument("--compile", type=float, default=435, help="processor time that a driver's modules take, s")
+    # An example of the time that an engine takes for weights of 70B on 8 GPUs; the smaller it is, the more the time of
+    # our own tasks weighs.
+    parser.add_argument("--start", type=float, default=60, help="seconds until an engine listens, beside its own")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  (dice, not a secret)
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -328,6 +341,7 @@ def main() -> int:
         lock(own, OLD)
         own.done("gpuyard", "lab", "up", "--stack", own.stack)
         with_a_compiler(own, options.compile)
+        with_slow_starts(own, options.start)
         # First, so that a load that shows nothing is known at once.
         for driver in (NEW, OLD) * options.naive:
             lock(own, driver)
