@@ -41,6 +41,7 @@ KEYS: dict[str, list[object]] = {
     "issues": [row.id for row in CATALOG.drivers.issues],
     "security": [row.id for row in CATALOG.drivers.security],
     "kernels": [(row.branch, row.kernel_from, row.before, row.kernel_modules) for row in CATALOG.kernels],
+    "kernel_releases": [(row.distribution, row.release) for row in CATALOG.kernel_releases],
     "distributions": [row.distribution for row in CATALOG.distributions],
     "packages": [(row.distribution, row.branch_from) for row in CATALOG.packages],
     "repositories": [(row.repository, row.provider) for row in CATALOG.repositories],

@@ -45,6 +45,7 @@ def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, 
     assert found["nvidia_driver_packages"] == {"nvidia-kernel-open-dkms": "580.126.20-1"}
     assert found["nvidia_driver_engine_needs"] == {}, "an engine without CUDA needs no driver"
     assert found["cuda_toolkit_packages"] == {}
+    assert (found["node_kernel_release"], found["node_kernel_packages"]) == ("", {}), "this lock names none"
     assert found["model_store_models"] == [
         {"name": "tiny", "manifest_sha256": "b" * 64, "uri": "http://10.77.0.1:8099/models"}
     ]

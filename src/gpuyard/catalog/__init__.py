@@ -23,6 +23,7 @@ from gpuyard.catalog.rows import (
     Gpu,
     Instance,
     KernelLimit,
+    KernelRelease,
     ModelSource,
     NetworkCards,
     OperatingSystem,
@@ -39,6 +40,7 @@ class Catalog(Closed):
     gpus: tuple[Gpu, ...]
     drivers: Drivers
     kernels: tuple[KernelLimit, ...]
+    kernel_releases: tuple[KernelRelease, ...]
     distributions: tuple[OperatingSystem, ...]
     packages: tuple[DriverPackages, ...]
     repositories: tuple[Repository, ...]

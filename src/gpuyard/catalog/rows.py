@@ -111,6 +111,19 @@ class KernelLimit(Row):
     symptom: str
 
 
+class KernelRelease(Row):
+    """A kernel that a distribution's archive offers, and that has its headers there."""
+
+    distribution: str
+    series: Dotted
+    flavour: Literal["amd64", "cloud-amd64"]
+    """For machines, or for virtual ones alone."""
+    release: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)+-[0-9]+-[a-z0-9-]+$")]
+    """As `uname -r` says it."""
+    packages: dict[str, str]
+    """Image and headers, each with its exact version."""
+
+
 class OperatingSystem(Row):
     distribution: str
     family: Literal["debian", "rhel"]

@@ -73,7 +73,9 @@ def lock(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if the lock would change.")] = False,
     upgrade: Annotated[
         list[str] | None,
-        typer.Option("--upgrade", help="driver, cuda, engine or all: take the newest that fits. May be given again."),
+        typer.Option(
+            "--upgrade", help="driver, cuda, engine, kernel, all: take the newest that fits. May be given again."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -357,7 +359,7 @@ def _word(part: str) -> tuple[str, str]:
 
 
 def _parts(words: list[str]) -> list[Part]:
-    known: tuple[Part, ...] = ("driver", "cuda", "engine", "all")
+    known: tuple[Part, ...] = ("driver", "cuda", "engine", "kernel", "all")
     for word in words:
         if word not in known:
             raise typer.BadParameter(f"{word!r} is none of {', '.join(known)}", param_hint="--upgrade")

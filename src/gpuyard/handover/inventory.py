@@ -128,7 +128,7 @@ def ssh_args(ssh: Ssh, node: Node) -> str:
 
 def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
     pool = lock.pools[node.pool or ""]
-    driver = pool.nvidia_driver
+    driver, kernel = pool.nvidia_driver, pool.kernel_release
     models = [model for model in lock.models if model.pool == node.pool]
     engines = sorted({model.engine for model in models})
     repository: dict[str, object] = handover.mirrors.nvidia.model_dump(mode="json")
@@ -142,6 +142,8 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         "nvidia_driver_fabric_manager_packages": dict(driver.fabric_manager_packages),
         "nvidia_driver_repository": repository,
         "nvidia_driver_engine_needs": _engine_needs(engines, lock),
+        "node_kernel_release": kernel.version if kernel else "",
+        "node_kernel_packages": dict(kernel.packages) if kernel else {},
         "cuda_toolkit_packages": dict(pool.cuda_toolkit.packages) if pool.cuda_toolkit else {},
         "cuda_toolkit_repository": dict(repository),
         "model_store_models": [

@@ -74,6 +74,9 @@ class LockedPool(Closed):
     distribution: str
     kernel: str
     """Series, e.g. 6.1."""
+    kernel_release: LockedPackages | None = None
+    """What `gpuyard upgrade kernel` brings a node to, with image and headers; None where the catalog has none, and in
+    locks of before."""
     gpu: GpuName
     gpus_per_node: Annotated[int, Field(ge=1)]
     nvidia_driver: LockedDriver

@@ -14,7 +14,7 @@ from gpuyard.plan.resolve import World, judged
 from gpuyard.plan.wishes import Preference
 from gpuyard.spec.fleet import Fleet
 
-Part = Literal["driver", "cuda", "engine", "all"]
+Part = Literal["driver", "cuda", "engine", "kernel", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,13 @@ def staying(lock: Lock | None, upgrade: Iterable[Part] = ()) -> Preference:
     moving = set(upgrade)
     if lock is None or "all" in moving:
         return Preference()
-    driver = next(iter(lock.pools.values())).nvidia_driver
+    pool = next(iter(lock.pools.values()))
+    driver, kernel = pool.nvidia_driver, pool.kernel_release
     keep = {"driver": "driver" not in moving, "cuda": "cuda" not in moving, "engine": "engine" not in moving}
     return Preference(
         driver=driver.version if keep["driver"] else None,
         kernel_modules=driver.kernel_modules,
+        kernel=kernel.version if kernel and "kernel" not in moving else None,
         engines={name: engine.version for name, engine in lock.engines.items()} if keep["engine"] else {},
         toolkits={
             name: pool.cuda_toolkit.version for name, pool in lock.pools.items() if pool.cuda_toolkit and keep["cuda"]
@@ -68,9 +70,12 @@ def moves(before: Lock, after: Lock, fleet: Fleet, world: World) -> list[Move]:
 
 
 def _versions(lock: Lock) -> Iterator[tuple[str, str]]:
-    driver = next(iter(lock.pools.values())).nvidia_driver
+    first = next(iter(lock.pools.values()))
+    driver = first.nvidia_driver
     yield "driver", driver.version
     yield "kernel modules", driver.kernel_modules
+    if first.kernel_release:
+        yield "kernel", first.kernel_release.version
     for name, pool in lock.pools.items():
         for part, locked in (("CUDA toolkit", pool.cuda_toolkit), ("DCGM", pool.dcgm)):
             if locked:
@@ -98,10 +103,12 @@ def _why(what: str, before: str, after: str, refused: dict[str, Finding], lock: 
         return "the driver's version, exactly"
     if what.startswith("requirements"):
         return "the project's requirements file has other content"
+    if what == "kernel" and before == "none":
+        return "none was locked before"
     if "none" in (before, after):
         return "the spec asks for it now" if before == "none" else "the spec no longer asks for it"
     evidence = {item.choice: item for item in lock.evidence}
-    told = evidence.get(f"driver {after}" if what == "driver" else after)
+    told = evidence.get(f"{what} {after}" if what in ("driver", "kernel") else after)
     if what == "driver":
         mended = _mended(before, after, catalog)
         newer = f"; mends {', '.join(mended)}" if mended else ""

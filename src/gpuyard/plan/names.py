@@ -18,6 +18,7 @@ from gpuyard.catalog.rows import (
     EngineRelease,
     Feature,
     Gpu,
+    KernelRelease,
     ModelSource,
     OperatingSystem,
     Repository,
@@ -96,6 +97,11 @@ def efa(catalog: Catalog, name: str) -> EfaInstaller:
 def distribution(catalog: Catalog, name: str) -> OperatingSystem:
     rows = {row.distribution: row for row in catalog.distributions}
     return _found("PLAN-DISTRIBUTION", "distribution", name, rows, "distributions.yaml")
+
+
+def kernel_release(offered: Sequence[KernelRelease], name: str) -> KernelRelease:
+    """Of those that the archive of a distribution offers."""
+    return _found("PLAN-KERNEL", "kernel", name, {row.release: row for row in offered}, "kernel_releases.yaml")
 
 
 def model(catalog: Catalog, source: str) -> ModelSource:

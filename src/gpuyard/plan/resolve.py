@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gpuyard.catalog import Catalog
-from gpuyard.catalog.rows import EngineRelease, Row
-from gpuyard.plan import names
+from gpuyard.catalog.rows import EngineRelease, KernelRelease
+from gpuyard.plan import kernels, names
 from gpuyard.plan.conflicts import conflicts
+from gpuyard.plan.evidence import evidence_of
 from gpuyard.plan.judge import Finding, Judge, label
 from gpuyard.plan.lock import (
-    Evidence,
     Lock,
     LockedDriver,
     LockedEfa,
@@ -55,11 +55,13 @@ class World:
 
 def resolve(fleet: Fleet, world: World, prefer: Preference | None = None) -> Lock:
     """The lock of this fleet. Raises PlanError with every reason why there is none."""
-    choice, findings = _chosen(fleet, world, prefer or Preference())
+    prefer = prefer or Preference()
+    choice, findings = _chosen(fleet, world, prefer)
     unready = [finding for finding in findings if finding.rule in ("PLAN-REQUIREMENTS", "PLAN-MANIFEST")]
     if unready:
         raise PlanError(tuple(replace(finding, level="red") for finding in unready))
-    return _locked(fleet, choice, world, findings)
+    kernel = kernels.chosen(fleet, world.catalog, prefer.kernel)
+    return _locked(fleet, choice, kernel, world, findings)
 
 
 def check(fleet: Fleet, world: World) -> tuple[Choice, list[Finding]]:
@@ -113,7 +115,7 @@ def combinations(fleet: Fleet, choice: Choice, catalog: Catalog) -> Iterator[tup
             provider=fleet.provider,
             repository=names.repository(catalog, fleet.provider),
             distribution=system,
-            kernel=fleet.kernel or system.kernels[0],
+            kernel=kernels.series_of(fleet, catalog),
             gpu=gpu,
             branch=branch,
             driver=choice.driver,
@@ -138,6 +140,7 @@ def _unknown(fleet: Fleet, catalog: Catalog) -> Iterator[Finding]:
     """Names that the catalog does not have, each with the nearest one."""
     asked: list[tuple[str, Callable[[], object]]] = [
         ("distribution", lambda: names.distribution(catalog, fleet.distribution)),
+        ("kernel", lambda: kernels.named(fleet, catalog)),
         ("driver.branch", lambda: fleet.driver.branch and names.branch(catalog, fleet.driver.branch)),
         ("driver.version", lambda: fleet.driver.version and names.driver(catalog, fleet.driver.version)),
         ("dcgm.version", lambda: fleet.dcgm and fleet.dcgm.version and names.dcgm(catalog, fleet.dcgm.version)),
@@ -284,33 +287,33 @@ def _without_a_role(fleet: Fleet) -> Iterator[Finding]:
 # --- the lock ----------------------------------------------------------------------------------------------------
 
 
-def _locked(fleet: Fleet, choice: Choice, world: World, findings: list[Finding]) -> Lock:
+def _locked(fleet: Fleet, choice: Choice, kernel: KernelRelease | None, world: World, findings: list[Finding]) -> Lock:
     catalog = world.catalog
     repository = names.repository(catalog, fleet.provider)
     return Lock.sealed(
         fleet=fleet,
         verdict="amber" if findings else "green",
         repositories={repository.repository: LockedRepository(key_fingerprint=repository.key_fingerprint)},
-        pools={pool.name: _pool(pool, fleet, choice, catalog) for pool in fleet.pools},
+        pools={pool.name: _pool(pool, fleet, choice, kernel, catalog) for pool in fleet.pools},
         engines={name: _engine(row, world) for name, row in choice.engines.items()},
         models=tuple(_model(model, catalog) for model in fleet.models),
         gateway=LockedGateway(port=fleet.gateway.port, max_body_mib=fleet.gateway.max_body_mib),
-        evidence=tuple(_evidence(fleet, choice, catalog)),
+        evidence=tuple(evidence_of(fleet, choice, kernel, catalog)),
     )
 
 
-def _pool(pool: Pool, fleet: Fleet, choice: Choice, catalog: Catalog) -> LockedPool:
+def _pool(pool: Pool, fleet: Fleet, choice: Choice, kernel: KernelRelease | None, catalog: Catalog) -> LockedPool:
     driver, own = choice.driver, choice.pools[pool.name]
     parts = packages_for(catalog, fleet.distribution, driver.branch)
     assert parts is not None  # noqa: S101 - COMPAT-DISTRIBUTION-DRIVER
-    system = names.distribution(catalog, fleet.distribution)
     nvswitch = names.gpu(catalog, pool.gpu).nvswitch
     flavour = parts.open if choice.kernel_modules == "open" else parts.proprietary
     major = names.branch(catalog, driver.branch).cuda
     toolkit, dcgm = own.toolkit, choice.dcgm
     return LockedPool(
         distribution=fleet.distribution,
-        kernel=fleet.kernel or system.kernels[0],
+        kernel=kernels.series_of(fleet, catalog),
+        kernel_release=LockedPackages(version=kernel.release, packages=kernel.packages) if kernel else None,
         gpu=pool.gpu,
         gpus_per_node=pool.gpus_per_node,
         nvidia_driver=LockedDriver(
@@ -368,33 +371,3 @@ def _model(model: Model, catalog: Catalog) -> LockedModel:
         env=model.env,
         drain_seconds=model.drain_seconds,
     )
-
-
-def _evidence(fleet: Fleet, choice: Choice, catalog: Catalog) -> Iterator[Evidence]:
-    """What each choice rests on: the rows of the catalog, each once."""
-    driver = choice.driver
-    branch = names.branch(catalog, driver.branch)
-    asked = fleet.driver.version or (fleet.driver.branch and f"branch {fleet.driver.branch}")
-    kind = f"{branch.kind or 'unknown'} branch" + (f", ends {branch.end_of_life}" if branch.end_of_life else "")
-    why = f"asked for as {asked}" if asked else "the newest that fits"
-    yield _because(f"driver {driver.version}", f"{why}; {kind}", driver)
-    for pool in fleet.pools:
-        own = choice.pools[pool.name]
-        if own.toolkit:
-            why = f"the newest release of {own.toolkit.toolkit}; runs on drivers from {own.toolkit.driver_min} on"
-            yield _because(f"CUDA toolkit {own.toolkit.version}", why, own.toolkit)
-        if own.efa:
-            why = "asked for" if pool.efa and pool.efa.installer else "the newest that fits"
-            yield _because(f"EFA installer {own.efa.installer}", why, own.efa)
-    if choice.dcgm:
-        why = "asked for" if fleet.dcgm and fleet.dcgm.version else "the newest that fits"
-        yield _because(f"DCGM {choice.dcgm.version}", why, choice.dcgm)
-    for engine in fleet.engines:
-        row = choice.engines[engine.name]
-        why = "asked for" if engine.version else "the newest that fits"
-        needs = f"; needs driver {row.driver_min} or newer" if row.driver_min else ""
-        yield _because(f"{row.distribution} {row.version}", why + needs, row)
-
-
-def _because(choice: str, why: str, row: Row) -> Evidence:
-    return Evidence(choice=choice, because=why, source=row.source, as_of=row.as_of, verified=row.verified)

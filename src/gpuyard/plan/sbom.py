@@ -55,6 +55,10 @@ def _packages(lock: Lock) -> Iterator[Component]:
         for package, version in sorted({item for group in parts for item in group.items()}):
             purl = PackageURL(kind, vendor, package, version, {"distro": pool.distribution})
             yield _component(package, version, purl, ComponentType.LIBRARY, {"gpuyard:repository": driver.repository})
+        if pool.kernel_release:
+            for package, version in sorted(pool.kernel_release.packages.items()):
+                purl = PackageURL(kind, vendor, package, version, {"distro": pool.distribution})
+                yield _component(package, version, purl, ComponentType.OPERATING_SYSTEM, {})
         if pool.efa:
             version = pool.efa.installer
             purl = PackageURL("generic", "aws", "efa-installer", version)

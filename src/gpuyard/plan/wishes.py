@@ -31,6 +31,8 @@ class Preference:
 
     driver: str | None = None
     kernel_modules: Flavour | None = None
+    kernel: str | None = None
+    """Release."""
     engines: Mapping[str, str] = field(default_factory=dict[str, str])
     toolkits: Mapping[str, str] = field(default_factory=dict[str, str])
     """By pool."""
@@ -59,7 +61,7 @@ def wishes_of(fleet: Fleet) -> dict[Key, str]:
     """Every wish that can be granted, dropped or changed."""
     found: dict[Key, str] = {("provider", ""): fleet.provider, ("distribution", ""): fleet.distribution}
     said = {
-        ("kernel", ""): fleet.kernel,
+        ("kernel", ""): fleet.kernel_series,
         ("driver.branch", ""): fleet.driver.branch,
         ("driver.version", ""): fleet.driver.version,
         ("driver.kernel_modules", ""): fleet.driver.kernel_modules,

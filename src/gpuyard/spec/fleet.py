@@ -29,6 +29,9 @@ _SOURCE = (
     r"|hf:[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$"
 )
 
+# A series, or a release as `uname -r` says it.
+_KERNEL = r"^[0-9]\.[0-9]{1,2}(\.[0-9]{1,3}-[0-9]{1,3}-[a-z0-9-]{2,30})?$"
+
 EnvName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
 EnvValue = Annotated[str, Field(pattern=r"^[ -~]{0,256}$")]
 
@@ -194,8 +197,9 @@ class Fleet(Closed):
     """Who provides the machines: the lab on this machine, AWS, or hosts that you already have."""
     distribution: Annotated[str, Field(pattern=r"^[a-z][a-z-]{1,30}-[0-9]{1,4}(\.[0-9]{2})?$")]
     """Linux distribution of every node, as the catalog names it, e.g. debian-12."""
-    kernel: Annotated[str, Field(pattern=r"^[0-9]\.[0-9]{1,2}$")] | None = None
-    """Kernel series of every node, e.g. "6.8"; left out, the distribution's general one."""
+    kernel: Annotated[str, Field(pattern=_KERNEL)] | None = None
+    """Kernel of every node: a series, e.g. "6.8", or one release, e.g. 6.1.0-57-amd64; left out, the distribution's
+    general series."""
     driver: Driver = Field(default_factory=Driver)
     dcgm: Dcgm | None = None
     """Data Center GPU Manager, where nodes have it."""
@@ -218,6 +222,11 @@ class Fleet(Closed):
         if broken := broken_rules(self.model_dump(mode="json")):
             raise ValueError("; ".join(f"{rule.field}: {rule.given}, allowed: {rule.allowed}" for rule in broken))
         return self
+
+    @property
+    def kernel_series(self) -> str | None:
+        """Of the kernel that is asked for, e.g. 6.1; None where none is."""
+        return ".".join(self.kernel.split(".")[:2]) if self.kernel else None
 
     @property
     def digest(self) -> str:
