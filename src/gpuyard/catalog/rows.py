@@ -244,6 +244,8 @@ class EfaInstaller(Row):
     libfabric: str | None
     efa_driver: str | None
     ofi_nccl: str | None
+    sha256: Sha256 | None = None
+    """Of aws-efa-installer-<installer>.tar.gz; None where no source tells it."""
     nccl_min: Dotted | None
     """Least NCCL that its aws-ofi-nccl is for."""
     nccl_below: Dotted | None

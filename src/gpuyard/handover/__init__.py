@@ -72,6 +72,18 @@ class Mirrors(Closed):
     models: ModelMirror
 
 
+class Fabric(Closed):
+    """The fast network between GPU nodes, as one node has it."""
+
+    kind: Literal["efa", "infiniband"]
+    ports: Annotated[int, Field(ge=1, le=64)]
+    """Cards, or ports, that are part of it."""
+    gbps: Annotated[float, Field(gt=0)]
+    """Rate of each, in Gbit/s."""
+    subnet_manager: bool = False
+    """Whether this node runs the subnet manager of InfiniBand."""
+
+
 class Node(Closed):
     name: NodeName
     role: Literal["gateway", "gpu"]
@@ -85,6 +97,8 @@ class Node(Closed):
     """What its provider calls the machine."""
     zone: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] | None = None
     """Failure domain that it stands in."""
+    fabric: Fabric | None = None
+    """The network to the other GPU nodes, where it is not the host's own."""
 
     @model_validator(mode="after")
     def _a_gpu_node_has_a_pool_and_gpus(self) -> Self:

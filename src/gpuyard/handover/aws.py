@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gpuyard.catalog import load_instances
 from gpuyard.handover import Handover, place_of
+from gpuyard.provision.cards import efa_cards
 from gpuyard.provision.refusals import close_pools_apart
-from gpuyard.spec.fleet import Fleet
+from gpuyard.spec.fleet import Fleet, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
     for number in range(fleet.gateway.nodes):
         nodes.append({"name": f"{fleet.name}-gateway-{number}", **place_of(None)})
     for pool in fleet.pools:
-        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **place_of(pool)} for number in range(pool.nodes)]
+        place = {**place_of(pool), "fabric": fabric_of(pool)}
+        nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **place} for number in range(pool.nodes)]
     for node in nodes:
         told = made.nodes[str(node["name"])]
         node |= {"address": told["address"], "port": 22, "simulated": False}
@@ -72,3 +75,13 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
         },
         strict=True,
     )
+
+
+def fabric_of(pool: Pool) -> dict[str, object] | None:
+    """The EFA that each node of the pool has."""
+    named = pool.machine and pool.machine.instance
+    instance = next((row for row in load_instances() if row.provider == "aws" and row.instance == named), None)
+    cards = efa_cards(pool, instance) if instance else 0
+    if not cards or instance is None or not instance.efa or not instance.network_gbps:
+        return None
+    return {"kind": "efa", "ports": cards, "gbps": float(instance.network_gbps / instance.efa)}

@@ -84,9 +84,17 @@ def handover_of(hosts: Hosts, fleet: Fleet) -> Handover:
     """What convergence has to know. A host has the GPUs that the spec says of its pool."""
     pools = {pool.name: pool for pool in fleet.pools}
     nodes: list[dict[str, Any]] = []
+    managed: set[str] = set()
     for host in hosts.nodes:
         its = host.model_dump(include={"name", "address", "port", "simulated"})
-        nodes.append({**its, **place_of(pools.get(host.pool))})
+        pool = pools.get(host.pool)
+        nodes.append({**its, **place_of(pool)})
+        if pool and pool.infiniband:
+            fabric = {"kind": "infiniband", "ports": pool.infiniband.ports, "gbps": float(pool.infiniband.gbps)}
+            # One is enough, and two that do not know of each other are trouble.
+            fabric["subnet_manager"] = pool.infiniband.subnet_manager and pool.name not in managed
+            managed.add(pool.name)
+            nodes[-1]["fabric"] = fabric
     ssh = hosts.ssh
     first = next(node["address"] for node in nodes if node["role"] == "gateway")
     host_part = f"[{first}]" if ":" in first else first

@@ -9,8 +9,9 @@ import shlex
 from dataclasses import dataclass
 
 from gpuyard.catalog import load_catalog
+from gpuyard.catalog.market import load_market
 from gpuyard.handover import VERSION, Handover, HandoverError, Node, Ssh
-from gpuyard.plan.lock import Lock, LockedModel
+from gpuyard.plan.lock import Lock, LockedModel, LockedPool
 from gpuyard.spec.errors import RefusedError
 
 LAB_PCI_ROOT = "/var/lib/gpuyard-lab/pci"
@@ -34,7 +35,7 @@ def build(handover: Handover, lock: Lock) -> Inventory:
     groups: dict[str, list[str]] = {"gpu_nodes": [], "gateways": []}
     for pool in lock.pools:
         groups[pool_group(pool)] = []
-    groups["simulated"] = []
+    groups |= {"simulated": [], "efa_nodes": [], "infiniband_nodes": []}
     hostvars: dict[str, dict[str, object]] = {}
     for node in handover.nodes:
         groups["gpu_nodes" if node.role == "gpu" else "gateways"].append(node.name)
@@ -42,6 +43,8 @@ def build(handover: Handover, lock: Lock) -> Inventory:
             groups[pool_group(node.pool)].append(node.name)
         if node.simulated:
             groups["simulated"].append(node.name)
+        if node.fabric is not None:
+            groups[f"{node.fabric.kind}_nodes"].append(node.name)
         own = _gpu_vars(node, handover, lock) if node.role == "gpu" else _gateway_vars(handover, lock)
         hostvars[node.name] = {**_node_vars(node, handover), **own}
     return Inventory(groups, hostvars)
@@ -84,6 +87,13 @@ def _refuse_what_does_not_fit(handover: Handover, lock: Lock) -> None:
             found = f"node {node.name} is of pool {node.pool}"
             known = ", ".join(lock.pools)
             raise InventoryError("INV-POOL", found, f"the lock knows {known}", "run `pulumi up` or lock again")
+        if (pool.efa is not None) != (node.fabric is not None and node.fabric.kind == "efa"):
+            found = (
+                f"pool {node.pool} is locked {'with' if pool.efa else 'without'} EFA, and node {node.name} is not so"
+            )
+            raise InventoryError(
+                "INV-EFA", found, "its network would not be what it is for", "run `pulumi up` or lock again"
+            )
         if node.gpu != pool.gpu:
             found = f"node {node.name} has {node.gpu} GPUs"
             why = f"the lock chose software for {pool.gpu}"
@@ -172,10 +182,46 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
             backend(model.name): model.vllm.max_num_seqs for model in models if model.vllm.max_num_seqs is not None
         },
     }
+    found |= _fabric_vars(node, lock.pools[node.pool or ""])
     if node.simulated:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
         found["lab_gpu_model"] = node.gpu
         found["lab_gpu_count"] = node.gpu_count
+    return found
+
+
+def _fabric_vars(node: Node, pool: LockedPool) -> dict[str, object]:
+    """What the roles of the fabric are told, and what playbooks/operate/verify_fabric.yml expects of it."""
+    gpu = next(row for row in load_catalog().gpus if row.name == node.gpu)
+    link = next((row for row in load_market().links if (row.gpu, row.gpus) == (node.gpu, node.gpu_count)), None)
+    fabric = node.fabric
+    expected = {
+        "fabric": fabric.kind if fabric else None,
+        "ports": fabric.ports if fabric else 0,
+        "gbps": fabric.gbps if fabric else 0,
+        # EFA reaches the memory of the GPUs of P4d, P4de, P5 and P6, which are the types with NVSwitches.
+        "gpu_direct": fabric is not None and (fabric.kind == "infiniband" or gpu.nvswitch),
+        # A bridge joins two boards; on more, some go another way.
+        "nvlink": gpu.nvswitch or (gpu.nvlink and node.gpu_count == 2),
+        "busbw_gb_s": link.allreduce_busbw_gb_s if link else 0,
+        "port_gbps": (link.inter_node_gbps_per_gpu or 0) if link and fabric and fabric.kind == "infiniband" else 0,
+        "source": link.source if link else "",
+    }
+    found: dict[str, object] = {"verify_fabric_expected": expected}
+    if fabric and fabric.kind == "infiniband":
+        found |= {
+            "infiniband_ports": fabric.ports,
+            "infiniband_gbps": fabric.gbps,
+            "infiniband_subnet_manager": fabric.subnet_manager,
+        }
+    if fabric and pool.efa:
+        row = next((row for row in load_catalog().efa if row.installer == pool.efa.installer), None)
+        found |= {
+            "efa_installer": pool.efa.installer,
+            "efa_installer_sha256": (row and row.sha256) or "",
+            "efa_devices": fabric.ports,
+            "efa_kernel_modules": pool.nvidia_driver.kernel_modules,
+        }
     return found
 
 

@@ -61,6 +61,17 @@ class Efa(Closed):
     """Exact version of the EFA installer; left out, the newest that fits."""
 
 
+class InfiniBand(Closed):
+    """InfiniBand between the nodes of a pool of hosts that you own."""
+
+    ports: Annotated[int, Field(ge=1, le=16)]
+    """Ports of each node that are cabled, and have to be up."""
+    gbps: Literal[100, 200, 400, 800]
+    """Rate of each port, in Gbit/s: EDR, HDR, NDR or XDR."""
+    subnet_manager: bool = False
+    """Whether the pool's first node runs the subnet manager; left out, a switch or another host does."""
+
+
 class Pool(Closed):
     """Nodes that are all alike."""
 
@@ -76,6 +87,8 @@ class Pool(Closed):
     """CUDA toolkit, e.g. "13.0", only where nodes compile kernels."""
     efa: Efa | None = None
     """Elastic Fabric Adapter, where the machines have it."""
+    infiniband: InfiniBand | None = None
+    """InfiniBand, where hosts of yours have it."""
     machine: Machine | None = None
     """What a node is: on AWS its type and how it is bought, elsewhere for `gpuyard plan` alone."""
     aws: PoolAws | None = None
@@ -181,7 +194,7 @@ class Acceptance(Closed):
 _NOT_LOCKED: Any = {
     "planning": True,
     "aws": True,
-    "pools": {"__all__": {"machine", "aws"}},
+    "pools": {"__all__": {"machine", "aws", "infiniband"}},
     "models": {"__all__": {"peak_tokens_per_second"}},
 }
 

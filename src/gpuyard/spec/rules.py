@@ -73,6 +73,7 @@ def broken_rules(fleet: object) -> list[Broken]:
         *_ports_are_unique_in_a_pool(root),
         *_models_fit_their_nodes(root),
         *_environment_is_harmless(root),
+        *_infiniband_is_for_hosts(root),
         *_aws_is_for_aws(root),
         *_zones_are_of_the_region(root),
         *_one_region(root),
@@ -153,6 +154,17 @@ def _environment_is_harmless(root: dict[str, object]) -> Iterator[Broken]:
             )
             if why:
                 yield Broken("SPEC-ENV", ("models", index, "env", name), repr(name), f"leave it out: {why}")
+
+
+def _infiniband_is_for_hosts(root: dict[str, object]) -> Iterator[Broken]:
+    for index, pool in _items(root, "pools"):
+        if pool.get("infiniband") is None:
+            continue
+        path: Path = ("pools", index, "infiniband")
+        if pool.get("efa") is not None:
+            yield Broken("SPEC-FABRIC", path, "infiniband beside efa", "one network between the nodes")
+        elif root.get("provider") != "hosts":
+            yield Broken("SPEC-FABRIC", path, f"infiniband with provider {root.get('provider')}", "provider hosts")
 
 
 def _aws_is_for_aws(root: dict[str, object]) -> Iterator[Broken]:
