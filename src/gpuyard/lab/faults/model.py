@@ -240,7 +240,7 @@ NEEDS: Mapping[str, Need] = {
     "engine": Need("systemctl list-units --plain --no-legend 'vllm@*' | grep -q .", "an engine"),
     "simulated engine": Need(
         # By its settings: an engine that is stopped has no unit that systemd would show.
-        "grep -qs vllm-sim /etc/systemd/system/vllm@*.service.d/*.conf",
+        "grep -qs vllm-sim /etc/systemd/system/vllm@*.service /etc/systemd/system/vllm@*.service.d/*.conf",
         "an engine of the kind vllm-sim",
     ),
 }
