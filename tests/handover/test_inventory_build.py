@@ -112,6 +112,7 @@ def test_a_node_with_efa_learns_its_installer_and_the_hash_of_it(handed: Handed,
     assert found.groups["efa_nodes"] == ["lab-chat-0", "lab-chat-1"]
     node = found.hostvars["lab-chat-0"]
     assert (node["efa_installer"], node["efa_devices"], node["efa_kernel_modules"]) == ("1.50.0", 32, "open")
+    assert node["efa_engines"] == [{}], "an engine for the CPU has neither NCCL nor CUDA"
     assert str(node["efa_installer_sha256"]).startswith("fa6dff85")
     for wrong in (build, lambda *_: build(handed(edit), lock)):
         with pytest.raises(InventoryError, match="INV-EFA"):

@@ -182,7 +182,8 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
             backend(model.name): model.vllm.max_num_seqs for model in models if model.vllm.max_num_seqs is not None
         },
     }
-    found |= _fabric_vars(node, lock.pools[node.pool or ""])
+    parts = [{"nccl": lock.engines[name].nccl, "cuda": lock.engines[name].cuda} for name in engines]
+    found |= _fabric_vars(node, pool, [{key: value for key, value in part.items() if value} for part in parts])
     if node.simulated:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
         found["lab_gpu_model"] = node.gpu
@@ -190,7 +191,7 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
     return found
 
 
-def _fabric_vars(node: Node, pool: LockedPool) -> dict[str, object]:
+def _fabric_vars(node: Node, pool: LockedPool, engines: list[dict[str, str]]) -> dict[str, object]:
     """What the roles of the fabric are told, and what playbooks/operate/verify_fabric.yml expects of it."""
     gpu = next(row for row in load_catalog().gpus if row.name == node.gpu)
     link = next((row for row in load_market().links if (row.gpu, row.gpus) == (node.gpu, node.gpu_count)), None)
@@ -221,6 +222,7 @@ def _fabric_vars(node: Node, pool: LockedPool) -> dict[str, object]:
             "efa_installer_sha256": (row and row.sha256) or "",
             "efa_devices": fabric.ports,
             "efa_kernel_modules": pool.nvidia_driver.kernel_modules,
+            "efa_engines": engines,
         }
     return found
 
