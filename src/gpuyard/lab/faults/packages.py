@@ -156,7 +156,7 @@ for attempt in range(20):
         pass
     dpkg.wait()
     asked = ["dpkg-query", "-W", "-f", "${{db:Status-Status}}", package]
-    if subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout != "installed":
+    if subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout == stage:
         sys.exit(0)
 sys.exit("dpkg was faster than its killer, twenty times")
 PYTHON"""
