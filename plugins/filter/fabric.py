@@ -10,6 +10,7 @@ from ansible_collections.gpuyard.fleet.plugins.module_utils.fabric import (
     Hop,
     NcclLog,
     Run,
+    judge_bandwidth,
     judge_run,
     slower,
 )
@@ -50,13 +51,24 @@ def fabric_findings(
     nodes: Sequence[str], hostvars: Hostvars, registered: str, expected: Mapping[str, Any], before: float = 0
 ) -> list[str]:
     run = run_of(nodes, hostvars, registered)
-    known = {name: value for name, value in expected.items() if name in Expected.__dataclass_fields__}
-    found = judge_run(run, Expected(**known))
+    found = judge_run(run, Expected(**expected))
     return found if run.error else [*found, *slower(" and ".join(nodes), run.busbw_gb_s, float(before))]
 
 
 def fabric_busbw(nodes: Sequence[str], hostvars: Hostvars, registered: str) -> float:
     return run_of(nodes, hostvars, registered).busbw_gb_s
+
+
+def port_findings(written: Mapping[str, Any], node: str, peer: str, expected: Mapping[str, Any]) -> list[str]:
+    """What C(infiniband_bandwidth) gave on a node, against what is the least of a port of its rate."""
+    if "gbps" not in written:
+        return [f"FABRIC-PERFTEST: {node}: {written.get('msg', 'nothing was said')}"]
+    of = Expected(**expected)
+    return [
+        finding
+        for port, gbps in written["gbps"].items()
+        for finding in judge_bandwidth(f"{node} and {peer} by {port}", gbps, of)
+    ]
 
 
 def run_of(nodes: Sequence[str], hostvars: Hostvars, registered: str) -> Run:
@@ -89,4 +101,4 @@ def merged(logs: Sequence[Mapping[str, Any]]) -> NcclLog:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"fabric_findings": fabric_findings, "fabric_busbw": fabric_busbw}
+        return {"fabric_findings": fabric_findings, "fabric_busbw": fabric_busbw, "port_findings": port_findings}

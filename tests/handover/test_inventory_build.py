@@ -87,7 +87,6 @@ def test_a_node_learns_of_its_fabric_and_what_it_is_held_against(handed: Handed,
         "gpu_direct": True,
         "nvlink": True,
         "busbw_gb_s": 460,
-        "port_gbps": 380,
         "source": "",
     }
     assert "Azure" in str(expected["source"])

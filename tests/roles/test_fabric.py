@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,8 +26,9 @@ from plugins.module_utils.fabric import (
     read_ibstat,
     read_nccl,
     slower,
+    way_to_gpus,
 )
-from plugins.modules import nccl_all_reduce
+from plugins.modules import infiniband_bandwidth, nccl_all_reduce
 
 # --- NCCL ------------------------------------------------------------------------------------------------------------
 
@@ -329,12 +331,32 @@ IB_WRITE_BW = """\
 
 def test_the_bandwidth_of_two_ports_is_held_against_what_others_accept() -> None:
     assert read_bandwidth(IB_WRITE_BW) == 392.47
-    assert judge_bandwidth("a and b", 392.47, 380, "Azure") == []
-    (slow,) = judge_bandwidth("a and b", 379, 380, "Azure")
-    assert slow == "FABRIC-SLOW: 379 Gbit/s between a and b, and 380 is the least (Azure)"
+    assert judge_bandwidth("a and b", 392.47, ONE) == []
+    (slow,) = judge_bandwidth("a and b", 359, ONE)
+    assert slow.startswith(
+        "FABRIC-SLOW: 359 Gbit/s between a and b, and 360 is the least (Azure/azurehpc-health-checks"
+    )
+    assert judge_bandwidth("a and b", 359, replace(ONE, gbps=200)) == []
+    assert judge_bandwidth("a and b", 1, replace(ONE, gbps=800)) == [], "no figure is known to hold it against"
     assert read_bandwidth("Couldn't connect to b:18515\n") is None
-    (none,) = judge_bandwidth("a and b", None, 380, "Azure")
+    (none,) = judge_bandwidth("a and b", None, ONE)
     assert none.startswith("FABRIC-PERFTEST: ")
+
+
+@pytest.mark.parametrize(
+    ("peer_memory", "kernel_modules", "kernel", "way"),
+    [
+        (False, "open", "6.1.170", "dma-buf"),
+        (False, "open", "5.10.0", ""),
+        (False, "proprietary", "6.1.170", ""),
+        (True, "proprietary", "6.1.170", "peermem"),
+        (True, "open", "5.10.0", "peermem"),
+    ],
+)
+def test_how_an_adapter_reaches_the_memory_of_gpus(
+    peer_memory: bool, kernel_modules: str, kernel: str, way: str
+) -> None:
+    assert way_to_gpus(peer_memory, kernel_modules, kernel) == way
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -406,7 +428,7 @@ def between(one: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, A
 
 def test_the_parts_of_all_nodes_are_judged_as_one_run() -> None:
     filters = FabricFilters().filters()
-    expected = {**asdict(P5EN), "port_gbps": 0}
+    expected = asdict(P5EN)
     hostvars = between(part(EFA, {"64": 70.0, "1024": 90.5}), part(FELL_BACK, {}))
     found = filters["fabric_findings"](["a", "b"], hostvars, "seen", expected)
     assert [finding.split(": ")[0] for finding in found] == ["FABRIC-FALLBACK"]
@@ -425,3 +447,36 @@ def test_a_node_that_was_refused_or_not_reached_is_no_healthy_run() -> None:
     hostvars["b"].pop("seen")
     (told,) = findings(["a", "b"], hostvars, "seen", asdict(P5EN))
     assert "b: not reached" in told
+
+
+PERFTEST = """\
+#!/bin/sh
+# As ib_write_bw: waits without an address, and writes with one, to a neighbour that comes a little later.
+case "$*" in
+  *10.0.0.2) [ -e "{folder}/came" ] && echo " 65536 5000 392.5 391.2 0.7"; touch "{folder}/came" ;;
+  *) sleep {waits} ;;
+esac
+"""
+
+
+def perftest(folder: Path, monkeypatch: pytest.MonkeyPatch, waits: int, seconds: int) -> dict[str, float | None]:
+    program = folder / "ib_write_bw"
+    program.write_text(PERFTEST.format(folder=folder, waits=waits))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    ports = [{"adapter": "mlx5_0", "number": 1}, {"adapter": "mlx5_1", "number": 1}]
+    return infiniband_bandwidth.measured(ports, "10.0.0.2", 29700, seconds)
+
+
+def test_each_port_is_measured_also_where_the_neighbour_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perftest(tmp_path, monkeypatch, 0, 20) == {"mlx5_0/1": 391.2, "mlx5_1/1": 391.2}
+
+
+def test_a_neighbour_that_never_comes_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    assert perftest(tmp_path, monkeypatch, 60, 3) == {"mlx5_0/1": 391.2, "mlx5_1/1": 391.2}
+    assert time.monotonic() - began < 15

@@ -205,7 +205,6 @@ def _fabric_vars(node: Node, pool: LockedPool, engines: list[dict[str, str]]) ->
         # A bridge joins two boards; on more, some go another way.
         "nvlink": gpu.nvswitch or (gpu.nvlink and node.gpu_count == 2),
         "busbw_gb_s": link.allreduce_busbw_gb_s if link else 0,
-        "port_gbps": (link.inter_node_gbps_per_gpu or 0) if link and fabric and fabric.kind == "infiniband" else 0,
         "source": link.source if link else "",
     }
     found: dict[str, object] = {"verify_fabric_expected": expected}
@@ -214,6 +213,7 @@ def _fabric_vars(node: Node, pool: LockedPool, engines: list[dict[str, str]]) ->
             "infiniband_ports": fabric.ports,
             "infiniband_gbps": fabric.gbps,
             "infiniband_subnet_manager": fabric.subnet_manager,
+            "infiniband_kernel_modules": pool.nvidia_driver.kernel_modules,
         }
     if fabric and pool.efa:
         row = next((row for row in load_catalog().efa if row.installer == pool.efa.installer), None)
