@@ -6,8 +6,9 @@ long and streamed requests (`gpuyard bench load`), begun before the first node i
 is back; the client tries nothing twice. Retries are those of the gateway, of which a user sees nothing. A node is out
 of rotation while the gateway has it as anything but UP, as asked five times a second: without a drain, that begins
 some seconds after the engine has gone. Downloads are those of packages by a node that is out of rotation. `wall` is the
-time from the first node's leaving to the last one's return, less the soak that was asked for, by the nodes' times out of
-rotation, one after the other: what is above 1 is ours. A reboot and a fabric manager's start cost nothing here.
+time from the first node's leaving to the last one's return, less the soak that was asked for, as a multiple of what the
+nodes were out of rotation, one after the other: what is above 1 is ours. A reboot and a fabric manager's start cost
+nothing here.
 
 The naive play stops the fleet's own units, in which an engine lets its requests end (`drain_seconds`). What it loses is
 what comes to an engine that is ending; with vLLM's own default, which lets none end, it would lose more.
