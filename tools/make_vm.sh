@@ -6,8 +6,8 @@
 #   make_vm.sh SUITE FOLDER [MIRROR]      makes FOLDER/disk.img
 set -euo pipefail
 
-PACKAGES=dbus,dkms,gcc,grub-pc-bin,initramfs-tools,iproute2,kmod,make,mdadm,nvme-cli,openssh-server,procps,python3
-PACKAGES+=,python3-apt,systemd,systemd-sysv,udev,xfsprogs
+PACKAGES=dbus,dkms,gcc,grub-pc-bin,grub2-common,initramfs-tools,iproute2,kmod,make,mdadm,nvme-cli,openssh-server,procps
+PACKAGES+=,python3,python3-apt,systemd,systemd-sysv,udev,xfsprogs
 GIB=8
 START=2048 # sectors before the file system: the boot loader lies there
 DISK=67707964 # the disk's signature, by which the kernel finds its root whatever the order of the disks

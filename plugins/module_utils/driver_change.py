@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import locked, too_full, unfinished, unsigned
+
 
 def numbers(version: str) -> tuple[int, ...]:
     """580.126.20 as numbers, to be compared."""
@@ -24,14 +26,8 @@ def findings(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """
     target, previous = asked["target"], asked["previous"]
     node = asked["node"]
-    found = []
-
-    if facts["unfinished"]:
-        names = ", ".join(f"{name} ({status})" for name, status in sorted(facts["unfinished"].items()))
-        found.append(
-            f"APT-DPKG-BROKEN: driver {target['version']} is asked for on {node}, where dpkg is not done with {names}. "
-            "End it there with `dpkg --configure -a`; `dpkg --audit` says more"
-        )
+    found: list[str] = []
+    found += unfinished(f"driver {target['version']}", node, facts)
     # What the driver's own packages are held with is the hold of their last install.
     held = sorted(set(facts["held"]) & set(target["packages"]) - set(previous["packages"]))
     if held:
@@ -39,20 +35,8 @@ def findings(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
             f"APT-HELD: driver {target['version']} brings {', '.join(held)}, which somebody holds on {node}. Agree "
             f"with them and release it there: `apt-mark unhold {' '.join(held)}`"
         )
-    if facts["lock"]:
-        lock = facts["lock"]
-        found.append(
-            f"APT-LOCKED: the packages of {node} are to be changed, and {lock['command']} (pid {lock['pid']}) holds "
-            f"{lock['path']} for {lock['waited']} s and more. Wait until it has ended, or end it, then run this again"
-        )
-    for folder, least in sorted(asked["free_mib"].items()):
-        # In a container the kernel and its modules are the host's.
-        if folder in facts["free_mib"] and facts["free_mib"][folder] < least:
-            found.append(
-                f"DRIVER-DISK: {least} MiB are asked for below {folder} of {node} before its driver is changed, and "
-                f"{facts['free_mib'][folder]} MiB are free. Free some, or ask for less where you know better "
-                "(nvidia_driver_free_mib_below)"
-            )
+    found += locked(node, facts)
+    found += too_full("driver", asked, facts, "nvidia_driver_free_mib_below")
     if not facts["container"]:
         if not facts["headers"] and not facts["headers_offered"]:
             found.append(
@@ -60,12 +44,7 @@ def findings(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
                 f"{facts['kernel']}, which {node} neither has nor is offered. Bring linux-headers-{facts['kernel']} "
                 "into a repository of the node, or boot it with a kernel that has its headers"
             )
-        if facts["secure_boot"] and not facts["key_enrolled"]:
-            found.append(
-                f"DRIVER-SECURE-BOOT: {node} has Secure Boot on and would refuse modules that are built there: the key "
-                f"of DKMS ({facts['key'] or 'none is there'}) is not enrolled. Enrol it (`mokutil --import`, then a "
-                "reboot with somebody at the console), or turn Secure Boot off"
-            )
+        found += unsigned("driver", node, facts)
     strangers = [
         user for user in facts["gpu_users"] if not any(fnmatchcase(user["unit"], own) for own in asked["users"])
     ]

@@ -1,4 +1,4 @@
-"""The states of a node whose driver or engines are upgraded, in the field's names, and the note that holds them.
+"""The states of a node whose driver, engines or kernel change, in the field's names, and the note that holds them.
 
 The note lives on the node, is written whole or not at all, and says what the node came from, so that whoever continues
 after a crash puts back exactly that. A node has one note for each kind of change, and at most one of them is on its
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError
 
 VERSION = 2
-KINDS = ("driver", "engine")
+KINDS = ("driver", "engine", "kernel")
 # As in roles/nvidia_driver/vars: the packages that bring the kernel modules.
 FLAVOURS = {
     "open": r"nvidia-(kernel-open-dkms|dkms(-[0-9]+)?-open)",
@@ -45,6 +45,10 @@ class Exchange(NamedTuple):
     """What is proven before engines are started, and again under load."""
     undo: tuple[str, ...]
     deadline: int
+    keep: tuple[str, ...] = ()
+    """What makes the new one stay, once it is proven on the empty node."""
+    leave: tuple[str, ...] = ()
+    """What lets the old one go, once the new one was watched."""
 
 
 EXCHANGES: dict[str, Exchange] = {
@@ -73,6 +77,24 @@ EXCHANGES: dict[str, Exchange] = {
         undo=("vllm_server/stop", "vllm_server/restore"),
         deadline=600,
     ),
+    # The kernel lies beside the one that runs, with its modules, before the first node is emptied. It is booted once: a
+    # node that does not come up with it comes up with the old one.
+    "kernel": Exchange(
+        state="reboot-required",
+        before=(),
+        does=(
+            *("vllm_server/stop", "node_health/mark", "node_kernel/restart"),
+            *("nvidia_driver/load", "nvidia_driver/configure"),
+        ),
+        proof=("node_kernel/verify", "nvidia_driver/verify"),
+        undo=(
+            *("vllm_server/stop", "node_health/mark", "node_kernel/restore"),
+            *("nvidia_driver/load", "nvidia_driver/configure", "nvidia_driver/verify"),
+        ),
+        deadline=3900,
+        keep=("node_kernel/confirm",),
+        leave=("node_kernel/forget",),
+    ),
 }
 ENGINES_ANSWER = ("vllm_server/start", "vllm_server/verify", "vllm_server/compare")
 UNDER_LOAD = ("vllm_server/verify", "vllm_server/compare")
@@ -90,10 +112,12 @@ def table(kind: str) -> dict[str, Step]:
         "upgrade-required": Step((), "drain-required", "upgrade-required"),
         "drain-required": Step(emptied, own.state, "rollback-required", 4200),
         own.state: Step(own.does, "validation-required", "rollback-required", own.deadline),
-        "validation-required": Step((*own.proof, *ENGINES_ANSWER), "uncordon-required", "rollback-required", 2400),
+        "validation-required": Step(
+            (*own.proof, *ENGINES_ANSWER, *own.keep), "uncordon-required", "rollback-required", 2400
+        ),
         "uncordon-required": Step(("node_gate/uncordon",), "soak-required", "rollback-required", 300),
         # Under the users' own load: what nothing but that brings out is seen while one node has the new one.
-        "soak-required": Step((*own.proof, *UNDER_LOAD), "upgrade-done", "rollback-required", 7200),
+        "soak-required": Step((*own.proof, *UNDER_LOAD, *own.leave), "upgrade-done", "rollback-required", 7200),
         "rollback-required": Step(
             (*own.undo, *ENGINES_ANSWER, "node_gate/uncordon"), "rollback-done", "rollback-failed", 7200
         ),

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import struct
 import time
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuyard.fleet.plugins.module_utils.dpkg import QUERY, parse_broken, parse_held
 from ansible_collections.gpuyard.fleet.plugins.module_utils.driver_change import findings
+from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import command_of, readiness
 
 DOCUMENTATION = r"""
 module: driver_change
@@ -72,53 +69,6 @@ facts:
   type: dict
 """
 
-# apt takes them in this order; who holds one of them keeps a transaction waiting.
-LOCKS = (
-    "/var/lib/dpkg/lock-frontend",
-    "/var/lib/dpkg/lock",
-    "/var/lib/apt/lists/lock",
-    "/var/cache/apt/archives/lock",
-)
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
-
-# Where Debian's and Ubuntu's DKMS keep the key that they sign modules with.
-KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
-SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-
-
-def command_of(pid: int, root: Path = Path("/")) -> str:
-    try:
-        return (root / f"proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "a process that has ended"
-
-
-def lock_holder(path: str) -> Optional[int]:
-    """Pid of the process that holds a lock as dpkg takes it; only asks, and takes nothing."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else pid
-    finally:
-        os.close(handle)
-
-
-def wait_for_locks(seconds: int, paths: tuple[str, ...] = LOCKS) -> Optional[dict[str, Any]]:
-    """Who still holds a lock of the package manager after so many seconds, or None."""
-    until = time.monotonic() + seconds
-    while True:
-        held = [(path, pid) for path in paths for pid in [lock_holder(path)] if pid is not None]
-        if not held:
-            return None
-        if time.monotonic() >= until:
-            path, pid = held[0]
-            return {"path": path, "pid": pid, "command": command_of(pid), "waited": seconds}
-        time.sleep(0.5)
-
 
 def gpu_users(root: Path = Path("/")) -> dict[int, dict[str, Any]]:
     """Every process with an open device of a GPU: pid, command, systemd unit."""
@@ -145,56 +95,14 @@ def lasting(look: Callable[[], dict[int, dict[str, Any]]], wait: Callable[[], No
     return [user for pid, user in sorted(look().items()) if pid in before]
 
 
-def free_mib(folder: str, root: Path = Path("/")) -> int:
-    """Of the file system that the folder is on, or would be."""
-    path = root / folder.lstrip("/")
-    while not path.exists():
-        path = path.parent
-    told = os.statvfs(path)
-    return told.f_bavail * told.f_frsize >> 20
-
-
-def secure_boot(root: Path = Path("/")) -> bool:
-    """Whether the firmware enforces it; four bytes of attributes stand before the value."""
-    try:
-        return (root / SECURE_BOOT).read_bytes()[4:5] == b"\x01"
-    except OSError:
-        return False
-
-
 def gathered(module: AnsibleModule) -> dict[str, Any]:
-    given = module.params
-    kernel = os.uname().release
-    container = module.run_command(["systemd-detect-virt", "--container", "--quiet"])[0] == 0
-    lock = wait_for_locks(given["lock_seconds"])
-    # Without a pattern dpkg-query leaves out what is held and not there.
-    packages = module.run_command(["dpkg-query", "--show", "--showformat=" + QUERY, "*"], check_rc=True)[1]
-    facts: dict[str, Any] = {
-        "container": container,
-        "kernel": kernel,
-        "lock": lock,
-        # Who is at work has packages that are not done yet.
-        "unfinished": {} if lock else parse_broken(packages),
-        "held": sorted(parse_held(packages)),
-        "free_mib": {
-            folder: free_mib(folder)
-            for folder in given["free_mib"]
-            if not (container and folder in ("/boot", "/lib/modules"))
-        },
-        "gpu_users": lasting(gpu_users, lambda: time.sleep(2)),
-    }
-    if not container:
-        policy = module.run_command(["apt-cache", "policy", f"linux-headers-{kernel}"], environ_update={"LC_ALL": "C"})[
-            1
-        ]
-        key = next((key for key in KEYS if Path(key).is_file()), "")
-        facts["headers"] = Path(f"/lib/modules/{kernel}/build").exists()
+    facts = readiness(module, module.params["lock_seconds"], list(module.params["free_mib"]))
+    facts["gpu_users"] = lasting(gpu_users, lambda: time.sleep(2))
+    if not facts["container"]:
+        headers = f"linux-headers-{facts['kernel']}"
+        policy = module.run_command(["apt-cache", "policy", headers], environ_update={"LC_ALL": "C"})[1]
+        facts["headers"] = Path(f"/lib/modules/{facts['kernel']}/build").exists()
         facts["headers_offered"] = bool(re.search(r"Candidate: (?!\(none\))", policy))
-        facts["secure_boot"] = secure_boot()
-        facts["key"] = key
-        # mokutil's exit status differs between versions; its words do not.
-        tested = module.run_command(["sh", "-c", 'mokutil --test-key "$1"', "-", key])[1] if key else ""
-        facts["key_enrolled"] = "is already enrolled" in tested
     return facts
 
 

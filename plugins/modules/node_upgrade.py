@@ -23,7 +23,7 @@ from ansible_collections.gpuyard.fleet.plugins.module_utils.node_upgrade import 
 
 DOCUMENTATION = r"""
 module: node_upgrade
-short_description: Keep the note of an upgrade of driver or engines on a node
+short_description: Keep the note of an upgrade of driver, engines or kernel on a node
 description:
   - Holds the state of the upgrade, what the node came from and what it goes to, so that any crash can be gone on from.
   - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, a run
@@ -32,7 +32,7 @@ options:
   kind:
     description: What is changed; each kind has a note of its own.
     type: str
-    choices: [driver, engine]
+    choices: [driver, engine, kernel]
     required: true
   node:
     description: Name of the node; given with C(target), the note is begun or gone on with.

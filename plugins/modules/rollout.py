@@ -39,7 +39,7 @@ options:
   kind:
     description: What is changed.
     type: str
-    choices: [driver, engine]
+    choices: [driver, engine, kernel]
     default: driver
   target:
     description: The version to come to.
@@ -110,7 +110,7 @@ def main() -> None:
                 "required": True,
             },
             "fleet": {"type": "str"},
-            "kind": {"type": "str", "choices": ["driver", "engine"], "default": "driver"},
+            "kind": {"type": "str", "choices": ["driver", "engine", "kernel"], "default": "driver"},
             "target": {"type": "str"},
             "run": {"type": "str", "default": ""},
             "take_over": {"type": "bool", "default": False},

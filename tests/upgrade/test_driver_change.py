@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from plugins.module_utils import readiness
 from plugins.module_utils.dpkg import parse_held
 from plugins.module_utils.driver_change import findings
 from plugins.modules import driver_change
@@ -123,7 +124,7 @@ def test_a_hold_counts_whether_the_package_is_there_or_not() -> None:
 def test_the_holder_of_a_lock_is_named_after_the_deadline_and_asking_takes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.touch()
-    assert driver_change.wait_for_locks(0, (str(path), str(tmp_path / "none"))) is None
+    assert readiness.wait_for_locks(0, (str(path), str(tmp_path / "none"))) is None
     hold = (
         "import fcntl, sys\nf = open(sys.argv[1], 'r+')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint(1, flush=True)\ninput()"
     )
@@ -133,7 +134,7 @@ def test_the_holder_of_a_lock_is_named_after_the_deadline_and_asking_takes_nothi
         assert holder.stdin and holder.stdout
         holder.stdout.readline()
         began = time.monotonic()
-        found = driver_change.wait_for_locks(1, (str(path),))
+        found = readiness.wait_for_locks(1, (str(path),))
         assert found and (found["pid"], found["path"], found["waited"]) == (holder.pid, str(path), 1)
         assert found["command"].startswith("python")
         assert time.monotonic() - began >= 1
@@ -168,11 +169,11 @@ def test_only_who_is_there_at_both_looks_uses_a_gpu() -> None:
 )
 def test_secure_boot_is_what_the_firmware_says(tmp_path: Path, value: bytes | None, on: bool) -> None:
     if value is not None:
-        file = tmp_path / driver_change.SECURE_BOOT
+        file = tmp_path / readiness.SECURE_BOOT
         file.parent.mkdir(parents=True)
         file.write_bytes(value)
-    assert driver_change.secure_boot(tmp_path) is on
+    assert readiness.secure_boot(tmp_path) is on
 
 
 def test_a_folder_that_is_not_there_is_measured_where_it_would_be(tmp_path: Path) -> None:
-    assert driver_change.free_mib("/boot/efi", tmp_path) == driver_change.free_mib("/", tmp_path) > 0
+    assert readiness.free_mib("/boot/efi", tmp_path) == readiness.free_mib("/", tmp_path) > 0

@@ -183,6 +183,23 @@ def test_the_newest_kernel_boots_next(images: list[str], boots: str) -> None:
     assert drift.next_kernel(images, "6.1.0-40-amd64") == boots
 
 
+@pytest.mark.parametrize(
+    ("menu", "environment", "boots"),
+    [
+        ('set default="0"', "saved_entry=a>gnulinux-6.1.0-40-amd64-advanced-ab\n", "6.1.0-42-amd64"),
+        ('set default="${saved_entry}"', "saved_entry=a>gnulinux-6.1.0-40-amd64-advanced-ab\n", "6.1.0-40-amd64"),
+        ('set default="${saved_entry}"', "saved_entry=0\n", "6.1.0-42-amd64"),
+        ('set default="${saved_entry}"', "saved_entry=gnulinux-6.1.0-12-amd64-advanced-ab\n", "6.1.0-42-amd64"),
+        ('set default="0"', "next_entry=gnulinux-6.1.0-41-amd64-advanced-ab\n####", "6.1.0-41-amd64"),
+        ("", "", "6.1.0-42-amd64"),
+    ],
+)
+def test_the_kernel_that_grub_was_told_to_boot_is_the_next_one(menu: str, environment: str, boots: str) -> None:
+    images = [f"6.1.0-{number}-amd64" for number in (40, 42, 41)]
+    chosen = drift.chosen_kernel(menu, environment)
+    assert drift.next_kernel(images, "6.1.0-40-amd64", chosen) == boots
+
+
 PINS = f"""\
 # Managed by gpuyard.
 

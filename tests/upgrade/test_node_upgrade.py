@@ -112,7 +112,9 @@ def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent) -
     found: list[str] = []
     for task in tasks:
         condition = str(task.get("when", ""))
-        if any(f"upgrade_kind == '{other}'" in condition for other in KINDS if other != kind):
+        asked = re.findall(r"upgrade_kind (==|!=) '(\w+)'", condition)
+        assert len(asked) == condition.count("upgrade_kind"), f"not read: {condition}"
+        if any((other == kind) != (word == "==") for word, other in asked):
             continue
         if "block" in task:
             found += walked(task["block"], kind, folder)
@@ -244,6 +246,25 @@ def test_a_node_is_touched_from_the_moment_its_engines_are_exchanged() -> None:
     assert moved(note, "service-stop-required")["touched"]
     with pytest.raises(NoteError, match="UPGRADE-STATE"):
         moved(note, "driver-install-required")
+
+
+def test_a_node_is_touched_from_the_moment_it_is_rebooted_and_what_it_came_from_is_the_kernel_it_ran() -> None:
+    new, old = {"version": "6.1.0-57-amd64", "packages": {}}, {"version": "6.1.0-50-amd64", "packages": {}, "held": []}
+    words = {"kind": "kernel", "node": "a-chat-0", "run": RUN, "target": new}
+    note = moved(begin(None, previous=old, **words), "drain-required")
+    assert not moved(note, "rollback-required")["touched"], "the new kernel lies beside the old one, and was not booted"
+    booted = moved(note, "reboot-required")
+    assert booted["touched"]
+    assert begin(booted, previous=new, **words)["previous"] == old, "it runs the new one by then"
+    assert begin(None, previous=new, **words)["state"] == "upgrade-done"
+
+
+def test_a_kernel_stays_when_it_is_proven_and_the_old_one_goes_when_it_was_watched() -> None:
+    table = TABLES["kernel"]
+    assert table["validation-required"].does[-1] == "node_kernel/confirm"
+    assert table["soak-required"].does[-1] == "node_kernel/forget"
+    for state in set(table) - {"soak-required"}:
+        assert "node_kernel/forget" not in table[state].does, state
 
 
 def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -> None:

@@ -110,6 +110,15 @@ class Guest:
 
     def play(self, role: str, **variables: object) -> subprocess.CompletedProcess[str]:
         """Run a role on it, as a playbook would."""
+        role_play = {"name": "Run a role", "hosts": "all", "gather_facts": False, "roles": [f"gpuyard.fleet.{role}"]}
+        playbook = self.place.state / "guest.yml"
+        playbook.write_text(json.dumps([role_play]))
+        return self.playbook(playbook, **variables)
+
+    def playbook(
+        self, playbook: Path, *words: str, seconds: float = SECONDS, **variables: object
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a playbook on a fleet that it alone is the GPU nodes of."""
         port, ssh = self.state.port, self.place.ssh
         host = {
             "ansible_host": "127.0.0.1",
@@ -121,17 +130,19 @@ class Guest:
             "ansible_python_interpreter": "/usr/bin/python3",
             **variables,
         }
-        role_play = {"name": "Run a role", "hosts": "all", "gather_facts": False, "roles": [f"gpuyard.fleet.{role}"]}
-        inventory, playbook = self.place.state / "guest.json", self.place.state / "guest.yml"
-        inventory.write_text(json.dumps({"all": {"hosts": {self.name: host}}}))
-        playbook.write_text(json.dumps([role_play]))
+        inventory = self.place.state / "guest.json"
+        inventory.write_text(json.dumps({"gpu_nodes": {"hosts": {self.name: host}}}))
         return subprocess.run(
-            [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook],
+            [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook, *words],
             cwd=PROJECT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+                "GPUYARD_PROJECT": str(self.lab.project),
+            },
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=seconds,
             check=False,
             input="",
         )

@@ -26,6 +26,7 @@ PINS = Path("/etc/apt/preferences.d/gpuyard-nvidia-driver.pref")
 DPKG = Path("/var/lib/dpkg/status")
 RESULT = Path("/var/lib/gpuyard/drift.json")
 LOADED = Path("/proc/driver/nvidia/version")
+GRUB = Path("/boot/grub")
 UNITS = Path("/run/systemd/system")
 # What a restart starts. A power-off and a halt are not in the way: they lose nothing that is not lost already.
 RESTARTS = ("reboot.target", "kexec.target")
@@ -249,8 +250,19 @@ def left_out(name: str, expressions: Iterable[str]) -> bool:
     return False
 
 
-def next_kernel(images: Iterable[str], running: str) -> str:
-    """The newest kernel that has an image, which is what GRUB boots where nobody chose; the running one without any."""
+def chosen_kernel(menu: str, environment: str) -> Optional[str]:
+    """The kernel that GRUB was told to boot, for once or from now on; None where its menu's first entry boots."""
+    values = dict(line.split("=", 1) for line in environment.splitlines() if "=" in line)
+    entry = values.get("next_entry") or ('set default="${saved_entry}"' in menu and values.get("saved_entry")) or ""
+    match = re.search(r"gnulinux-([^>]+)-advanced-[^>]*$", entry)
+    return match.group(1) if match else None
+
+
+def next_kernel(images: Iterable[str], running: str, chosen: Optional[str] = None) -> str:
+    """The chosen kernel, else the newest that has an image, which GRUB boots then; the running one without any."""
+    images = list(images)
+    if chosen in images:
+        return chosen
 
     def age(release: str) -> list:
         words = re.findall(r"\d+|[a-z]+", release)
@@ -319,7 +331,9 @@ def gather(asked: Optional[str]) -> Facts:
     packages = packages_of(ask("dpkg-query", "--show", shape, "*nvidia*", "unattended-upgrades", *sorted(pins)))
     version, flavour = loaded_of(read(LOADED))
     running = os.uname().release
-    kernel = next_kernel((path.name[len("vmlinuz-") :] for path in Path("/boot").glob("vmlinuz-*")), running)
+    images = [path.name[len("vmlinuz-") :] for path in Path("/boot").glob("vmlinuz-*")]
+    chosen = chosen_kernel(read(GRUB / "grub.cfg") or "", read(GRUB / "grubenv") or "")
+    kernel = next_kernel(images, running, chosen)
     container = bool(ask("systemd-detect-virt", "--container").replace("none", ""))
     upgrades, left = upgrades_of(
         ask("apt-config", "dump"),

@@ -24,7 +24,7 @@ from gpuyard.upgrade.waves import UpgradeError
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
-app = typer.Typer(name="upgrade", help="Change driver or engines of a fleet that serves.", no_args_is_help=True)
+app = typer.Typer(name="upgrade", help="Change driver, engines or kernel of a fleet that serves.", no_args_is_help=True)
 runs_app = typer.Typer(name="runs", help="The records of what was changed.", invoke_without_command=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
@@ -114,6 +114,36 @@ def engine(
 
 
 @app.command()
+def kernel(
+    canary: Canary = 1,
+    max_unavailable: MaxUnavailable = "25%",
+    soak: Soak = "10m",
+    limit: Limit = "",
+    check: Check = False,
+    accept_downtime: AcceptDowntime = False,
+    allow_reboot: Annotated[
+        bool, typer.Option("--allow-reboot", help="Consent to reboot each node, once it is empty.")
+    ] = False,
+    take_over: TakeOver = False,
+    yes: Yes = False,
+    verbose: Verbose = False,
+    stack: Stack = "lab",
+    as_json: AsJson = False,
+) -> None:
+    """Bring every node to the kernel of the lock: built and installed while it serves, booted once, kept if proven."""
+    words = {
+        **policy(canary, max_unavailable, soak),
+        **consents(
+            upgrade_accept_downtime=accept_downtime,
+            node_kernel_allow_reboot=allow_reboot,
+            upgrade_take_over=take_over,
+        ),
+    }
+    with refusals_told(as_json):
+        Rollout(stack, "upgrade_kernel", words, limit, verbose, as_json).go(check=check, yes=yes)
+
+
+@app.command()
 def status(run: AnyRun = None, stack: Stack = "lab", as_json: AsJson = False) -> None:
     """Ask the nodes where they stand, and the gateway who changes the fleet."""
     with refusals_told(as_json):
@@ -183,8 +213,8 @@ def rollback(
             why = f"run {last.id} came after it, and a node remembers one way back"
             raise UpgradeError("UPGRADE-NOTHING-BACK", f"run {found.id}", why, f"go back from {last.id} first")
         if found.kind != "driver":
-            why = "its engines are named by the lock alone"
-            change = "ask for the old engine in the spec, `gpuyard lock`, and `gpuyard upgrade engine`"
+            why = "what it came from is named by no note but by the lock"
+            change = f"ask for the old {found.kind} in the spec, `gpuyard lock`, and `gpuyard upgrade {found.kind}`"
             raise UpgradeError("UPGRADE-NOTHING-BACK", f"run {found.id}", why, change)
         if found.asked.get("back") or not nodes:
             why = "it went back itself" if found.asked.get("back") else "no node came to another driver in it"
@@ -265,6 +295,7 @@ def words_of(run: Run) -> dict[str, str]:
             upgrade_accept_downtime=str(asked["policy"]["accept_downtime"]).lower() in ("true", "yes", "1"),
             nvidia_driver_allow_downgrade=bool(asked["allow_downgrade"]) and not asked["back"],
             vllm_server_allow_other_answers=bool(asked.get("allow_other_answers")),
+            node_kernel_allow_reboot=bool(asked.get("allow_reboot")),
         ),
     }
 

@@ -26,7 +26,7 @@ def build(place: Place) -> None:
     """Make the key and the repository where they are missing or of an older recipe."""
     if whole(place):
         return
-    _make_key(place)
+    make_key(place)
     fresh = place.state / ".apt.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(_packages(place), fresh)
@@ -45,6 +45,11 @@ def publish(folder: Path, key: Path | None, label: str = "simulated NVIDIA packa
     for name in ("Packages", "Packages.gz", "Release", "InRelease", "Release.gpg"):
         (folder / name).unlink(missing_ok=True)
     index = run("apt-ftparchive", "packages", ".", cwd=folder).stdout
+    sign(folder, index, key, label, date)
+
+
+def sign(folder: Path, index: str, key: Path | None, label: str, date: str = "") -> None:
+    """Write a repository's index, whose packages may lie elsewhere, and sign it."""
     write_atomically(folder / "Packages", index)
     (folder / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
     write_atomically(folder / "Release", _release(folder, label, date or now()))
@@ -157,7 +162,8 @@ def _release(folder: Path, label: str, date: str) -> str:
     return f"Origin: gpuyard-lab\nLabel: {label}\nArchitectures: amd64\nDate: {date}\nSHA256:\n{sums}"
 
 
-def _make_key(place: Place) -> None:
+def make_key(place: Place) -> None:
+    """The key of this lab, drawn once: secret, public and its fingerprint below `apt-key`."""
     secret = place.state / "apt-key" / "secret.asc"
     if not secret.is_file():
         with _gpg_home() as gpg:

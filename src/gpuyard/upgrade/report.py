@@ -12,6 +12,7 @@ COLOURS = {
     "drain-required": "#7aa6d6",
     "driver-install-required": "#e8a33d",
     "service-stop-required": "#e8a33d",
+    "reboot-required": "#e8a33d",
     "validation-required": "#b08fd8",
     "uncordon-required": "#6fc3c0",
     "soak-required": "#a9cf7a",
