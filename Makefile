@@ -85,6 +85,28 @@ mutate: ## change the rules' conditions one by one and see that a test fails eac
 	  cr-filter-operators session.sqlite pyproject.toml >/dev/null 2>&1 && cosmic-ray exec pyproject.toml session.sqlite && \
 	  cr-report --surviving-only --show-diff session.sqlite
 
+.PHONY: aws-rehearsal
+aws-rehearsal: FLEETS =
+aws-rehearsal: ## bring the fleets of AWS up, scale and destroy them on an emulated account, and compare it card by card
+	@tools/setup venv pulumi
+	@. ./activate && python tools/aws_rehearsal.py $(FLEETS)
+
+.PHONY: aws-kills
+aws-kills: KILLS = 5
+aws-kills: ## kill `pulumi up` of a fleet on an emulated account KILLS times at random moments, and let the next one go on
+	@tools/setup venv pulumi
+	@. ./activate && python tools/aws_kills.py --kills $(KILLS)
+
+.PHONY: aws-previews
+aws-previews: ## write anew what `pulumi preview` says of each fleet of AWS, for review
+	@tools/setup venv pulumi
+	@. ./activate && python tools/aws_previews.py
+
+.PHONY: bench-provision
+bench-provision: ## engine time and bytes of state for 10, 100 and 1,000 resources on AWS, beside a bare program of the same
+	@tools/setup venv pulumi
+	@. ./activate && python tools/bench_provision.py
+
 .PHONY: bench-kill
 bench-kill: setup ## kill a converge ten times and see that the next one comes to the same state
 	@. ./activate && python tools/bench_kill.py

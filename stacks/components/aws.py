@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pulumi
 
-from gpuyard.provision import Json, Ref, Wanted
+from gpuyard.provision import Json, Ref, Wanted, resource_name
 
 
 class AwsPart(pulumi.ComponentResource):
@@ -23,10 +23,18 @@ class AwsPart(pulumi.ComponentResource):
 class Maker:
     """Makes the items of a list one by one; each may refer to those before it."""
 
-    def __init__(self, fleet: str, opts: pulumi.ResourceOptions, hooks: pulumi.ResourceHookBinding) -> None:
+    def __init__(
+        self,
+        fleet: str,
+        opts: pulumi.ResourceOptions,
+        hooks: pulumi.ResourceHookBinding,
+        there: Mapping[str, str],
+    ) -> None:
+        """`there`: ids of what is there and in no state, by the name in the list: it is taken over, not made."""
         self.fleet = fleet
         self.opts = opts
         self.hooks = hooks
+        self.there = there
         self.parts: dict[str, AwsPart] = {}
         self.made: dict[str, Any] = {}
 
@@ -39,12 +47,12 @@ class Maker:
                 parent=self.parts[item.part],
                 depends_on=[self.made[name] for name in item.after],
                 ignore_changes=list(item.keeps),
+                import_=self.there.get(item.name),
                 # A class of the SDK knows its inputs in Python's words, its options those of the engine.
                 hooks=self.hooks if item.node and item.kind == "ec2.Instance" else None,
             )
-            name = item.name if item.node else f"{self.fleet}-{item.name}"
             inputs = {key: self.resolved(value) for key, value in item.inputs.items()}
-            self.made[item.name] = class_of(item.kind)(name, **inputs, opts=options)
+            self.made[item.name] = class_of(item.kind)(resource_name(item, self.fleet), **inputs, opts=options)
         return self.made
 
     def resolved(self, value: Any) -> Any:

@@ -11,17 +11,22 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from gpuyard.catalog import load_catalog, load_instances, load_network_cards
+from gpuyard.catalog import load_catalog, load_instances, load_network_cards, load_quotas
 from gpuyard.handover.aws import Made, handover_of
 from gpuyard.plan.names import repository
 from gpuyard.provision import Wanted
+from gpuyard.provision.account import findings, questions, to_make
 from gpuyard.provision.aws import instance_of, next_zone, wanted
+from gpuyard.provision.interrupted import begun
 from gpuyard.provision.placement import Refusal, refused_for_capacity
 from gpuyard.provision.refusals import Machines, refusals
 from gpuyard.spec.closed import digest_of
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
+from stacks.components.account import answers
 from stacks.components.aws import Maker
+from stacks.components.interrupted import Finder
+from stacks.components.state import deployment
 
 REFUSALS = ".gpuyard/refusals"
 """Folder of what zones refused, one file for each stack. Losing it costs one more refusal, nothing else."""
@@ -42,9 +47,23 @@ class AwsFleet(pulumi.ComponentResource):
         key = signing_key(project, fleet.aws.nvidia_repository.key_file)
         record = project / REFUSALS / f"{stack}.jsonl"
         items = wanted(fleet, machines, read_refusals(record))
+        region_of_the_stack(fleet.aws.region)
         provider = aws.Provider(f"{fleet.name}-aws", region=fleet.aws.region, opts=pulumi.ResourceOptions(parent=self))
+        state = deployment()
+        new = to_make(
+            items, fleet.name, frozenset(row["urn"].rsplit("::", 1)[1] for row in state.get("resources") or ())
+        )
+        told = answers(questions(fleet, new, load_quotas()), provider)
+        for finding in findings(fleet, items, new, told, load_quotas()):
+            raise finding.refusal()
         hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook("capacity", remember(fleet, items, record))])
-        made = Maker(fleet.name, pulumi.ResourceOptions(parent=self, provider=provider), hooks).make(items)
+        there = Finder(fleet.name, provider).ids(begun(items, fleet.name, state))
+        for name, its in there.items():
+            pulumi.log.warn(
+                f"AWS-TAKEN-OVER: {name} is there as {its}, from an `up` that was killed; it is gone on with"
+            )
+        opts = pulumi.ResourceOptions(parent=self, provider=provider)
+        made = Maker(fleet.name, opts, hooks, there).make(items)
         nodes = {
             item.name: pulumi.Output.all(
                 id=made[item.name].id, address=made[item.name].private_ip, zone=made[item.name].availability_zone
@@ -68,6 +87,14 @@ class AwsFleet(pulumi.ComponentResource):
 
 def plain(items: Sequence[Wanted]) -> list[dict[str, Any]]:
     return [asdict(item) for item in items]
+
+
+def region_of_the_stack(region: str) -> None:
+    """The fleet's region is what counts; a stack that says another one is a stack of something else."""
+    said = pulumi.Config("aws").get("region")
+    if said and said != region:
+        change = f"`pulumi config rm aws:region`, or set aws.region to {said}"
+        raise RefusedError("AWS-REGION", f"aws:region is {said}", f"the fleet stands in {region}", change)
 
 
 def signing_key(project: Path, name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import _read, load_catalog, load_instances, load_network_cards, numbers
+from gpuyard.catalog import _read, load_catalog, load_instances, load_network_cards, load_quotas, numbers
 from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.catalog.rows import Row
@@ -22,6 +22,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     **CATALOG.tables(),
     "instances": load_instances(),
     "network_cards": load_network_cards(),
+    "quotas": load_quotas(),
     **MARKET.tables(),
     **MEMORY.tables(),
     "model_shapes": load_shapes(),
@@ -55,7 +56,9 @@ KEYS: dict[str, list[object]] = {
     "models": [row.source_of_weights for row in CATALOG.models],
     "instances": [(row.provider, row.instance) for row in load_instances()],
     "network_cards": [(row.provider, row.instance) for row in load_network_cards()],
+    "quotas": [row.code for row in load_quotas()],
     "prices": [(row.provider, row.instance, row.region, row.purchase) for row in MARKET.prices],
+    "parts": [(row.provider, row.part, row.region) for row in MARKET.parts],
     "api_prices": [(row.provider, row.model) for row in MARKET.api_prices],
     "gpu_speeds": [row.gpu for row in MARKET.gpu_speeds],
     "links": [row.gpu for row in MARKET.links],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import time
 from functools import cache
@@ -46,7 +47,7 @@ class Account:
         path = self.folder / f"{kind}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def keep_beside(self, kind: str, name: str, what: dict[str, Any] | None) -> None:
+    def keep_beside(self, kind: str, name: str, what: Any) -> None:
         """Keep it there; None: take it away."""
         with (self.folder / f"{kind}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -54,6 +55,14 @@ class Account:
             path = self.folder / f"{kind}.new"
             path.write_text(json.dumps({key: value for key, value in kept.items() if value is not None}))
             path.replace(self.folder / f"{kind}.json")
+
+    def asked(self, urn: str, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What was last asked for of a resource: kept here, since moto does not tell all of it."""
+        path = self.folder / "asked" / hashlib.sha256(urn.encode()).hexdigest()
+        if inputs is not None:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(inputs))
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def fault(self, act: str, token: str, inputs: dict[str, Any]) -> None:
         """Wait, or refuse, as the file of faults says. Faults that are used up are taken out of it."""

@@ -1,26 +1,39 @@
-"""One emulated account for the tests of this folder."""
+"""Emulated accounts for the tests of this folder, one for each fleet."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
 from tests.emulated_aws.fleet import EmulatedFleet, emulated_fleet, moto_server
+from tools.aws_previews import normalised
+
+BroughtUp = Callable[[str], tuple[EmulatedFleet, str]]
+"""A fleet in an account of its own, and what `pulumi preview` said before there was anything."""
 
 
 @pytest.fixture(scope="session")
-def account_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where moto's server listens."""
-    with moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="session")
-def p5en(tmp_path_factory: pytest.TempPathFactory, account_at: str) -> EmulatedFleet:
-    """Four machines with EFA, brought up. The tests of the file change it in their order."""
+def brought_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BroughtUp]:
+    """Brings each fleet up once."""
     assert shutil.which("pulumi"), "no pulumi on PATH; run `. ./activate` first"
-    fleet = emulated_fleet(tmp_path_factory.mktemp("aws"), "aws-p5en", account_at)
-    fleet.done("up", "--yes", "--skip-preview")
-    return fleet
+    with ExitStack() as servers:
+
+        @cache
+        def bring(name: str) -> tuple[EmulatedFleet, str]:
+            endpoint = servers.enter_context(moto_server(tmp_path_factory.mktemp(f"{name}-moto")))
+            fleet = emulated_fleet(tmp_path_factory.mktemp(name), name, endpoint)
+            preview = normalised(fleet.planned())
+            fleet.up()
+            return fleet, preview
+
+        yield bring
+
+
+@pytest.fixture(scope="session")
+def p5en(brought_up: BroughtUp) -> EmulatedFleet:
+    """Four machines with EFA. The tests of test_engine.py change it in their order."""
+    return brought_up("aws-p5en")[0]

@@ -4,58 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpuyard.spec.fleet import Fleet
+from gpuyard.spec.loader import load_fleet
 from tests.emulated_aws.account import Account
+from tests.engine import REPOSITORY, Stack, new_project
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+FLEETS = sorted(path.stem for path in (REPOSITORY / "fleets").glob("aws-*.yaml") if not path.stem.endswith(".lock"))
 KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nmDM\n-----END PGP PUBLIC KEY BLOCK-----\n"
 
 
-@dataclass
-class EmulatedFleet:
-    """One fleet's stack. `seconds`: how long each command of the engine took."""
+@dataclass(kw_only=True)
+class EmulatedFleet(Stack):
+    """One fleet's stack, and the account that it is made in."""
 
     name: str
-    project: Path
     endpoint: str
-    environment: dict[str, str]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.account = Account(self.endpoint, self.project / "account")
-
-    def pulumi(self, *words: str) -> subprocess.CompletedProcess[str]:
-        began = time.monotonic()
-        ran = subprocess.run(
-            self.command(*words),
-            cwd=self.project,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        self.seconds.setdefault(words[0], []).append(time.monotonic() - began)
-        return ran
-
-    @staticmethod
-    def command(*words: str) -> list[str]:
-        return ["pulumi", *words, "--non-interactive", "--color", "never"]
-
-    def done(self, *words: str) -> str:
-        ran = self.pulumi(*words)
-        assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-3000:]
-        return ran.stdout
 
     def up(self) -> list[tuple[str, str]]:
         """Bring it up; what was made, changed and deleted in the account meanwhile."""
@@ -74,6 +51,9 @@ class EmulatedFleet:
     def faults(self, *faults: dict[str, Any]) -> None:
         (self.project / "account/faults.json").write_text(json.dumps(faults))
 
+    def spec(self) -> Fleet:
+        return load_fleet(self.project / f"fleets/{self.name}.yaml")
+
     def edit(self, old: str, new: str) -> None:
         """Another spec, locked as a user would lock it."""
         spec = self.project / f"fleets/{self.name}.yaml"
@@ -82,13 +62,16 @@ class EmulatedFleet:
         spec.write_text(text.replace(old, new, 1))
         subprocess.run(["gpuyard", "lock", str(spec)], check=True, capture_output=True)
 
-    def handover(self) -> dict[str, Any]:
-        return json.loads(self.done("stack", "output", "handover", "--json"))
+    def resize(self, pool: str, nodes: int) -> None:
+        """Another number of nodes of a pool."""
+        text = (self.project / f"fleets/{self.name}.yaml").read_text()
+        found = re.search(rf"  - name: {pool}\n    nodes: \d+\n", text)
+        assert found, pool
+        self.edit(found[0], f"  - name: {pool}\n    nodes: {nodes}\n")
 
     def state(self) -> list[dict[str, Any]]:
         """Resources in the state that are of AWS."""
-        resources = json.loads(self.done("stack", "export"))["deployment"].get("resources", [])
-        return [resource for resource in resources if resource["type"].startswith("aws:")]
+        return [row for row in self.exported().get("resources", []) if row["type"].startswith("aws:")]
 
     def instances(self) -> dict[str, dict[str, Any]]:
         """Machines that run in the account, by name."""
@@ -174,31 +157,25 @@ def reset(endpoint: str) -> None:
 def emulated_fleet(folder: Path, name: str, endpoint: str) -> EmulatedFleet:
     """A project with an empty stack of one of the repository's fleets."""
     project = folder / name
-    for part in ("fleets", "backend", "keys", "account", "bin"):
-        (project / part).mkdir(parents=True, exist_ok=True)
-    (project / ".venv").symlink_to(sys.prefix)
+    environment = new_project(project, folder / "pulumi-home")
+    for part in ("keys", "account", "bin"):
+        (project / part).mkdir()
     for part in ("stacks", "requirements"):
-        shutil.copytree(REPOSITORY / part, project / part, ignore=shutil.ignore_patterns("__pycache__", "config"))
-    shutil.copy(REPOSITORY / "Pulumi.yaml", project)
+        ignored = shutil.ignore_patterns("__pycache__", "config")
+        shutil.copytree(REPOSITORY / part, project / part, ignore=ignored, dirs_exist_ok=True)
     for suffix in ("yaml", "lock.yaml"):
         shutil.copy(REPOSITORY / f"fleets/{name}.{suffix}", project / "fleets")
     (project / "keys/nvidia.asc").write_text(KEY)
-    (project / "passphrase").write_text("of a test\n")
     plugin = project / "bin/pulumi-resource-aws"
     plugin.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.emulated_aws.provider "$@"\n')
     plugin.chmod(0o755)
-    environment = {
-        **os.environ,
+    environment |= {
         "PATH": f"{plugin.parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{project}:{REPOSITORY}",
-        "PULUMI_HOME": str(folder / "pulumi-home"),
-        "PULUMI_BACKEND_URL": f"file://{project}/backend?metadata=skip",
-        "PULUMI_CONFIG_PASSPHRASE_FILE": str(project / "passphrase"),
-        "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_PYTHON_CMD": sys.executable,
         "AWS_ENDPOINT_URL": endpoint,
         "GPUYARD_EMULATED_AWS": str(project / "account"),
     }
-    made = EmulatedFleet(name, project, endpoint, environment)
+    made = EmulatedFleet(project, environment, name=name, endpoint=endpoint)
     made.done("stack", "select", "--create", name)
     return made

@@ -21,11 +21,18 @@ class Kind:
 
     token: str
     inputs: frozenset[str]
-    create: Callable[[Account, Props], tuple[str, Props]]
-    read: Callable[[Account, str], Props | None]
+    create: Callable[[Account, Props], str]
+    """Its id."""
+    is_there: Callable[[Account, str], bool]
     delete: Callable[[Account, str, Props], None]
+    outputs: Callable[[Account, str, Props], Props] = lambda *_: {}
+    """What the account tells of it beside what was asked for."""
     updates: frozenset[str] = frozenset()
-    update: Callable[[Account, str, Props], Props | None] = NOTHING
+    update: Callable[[Account, str, Props], None] = NOTHING
+    later: frozenset[str] = frozenset()
+    """Inputs that take another call once it is there: a create that was broken off may have left it without them."""
+    known_as: Callable[[Account, str], str] = lambda _, made_id: made_id
+    """The id of what is called otherwise where it is imported."""
     named: bool = False
     """Two of one name cannot be at once."""
     lacks: str = ""
@@ -54,53 +61,62 @@ def pascal(value: Any) -> Any:
             return value
 
 
-def there(ask: Callable[[Account, str], Any]) -> Callable[[Account, str], Props | None]:
-    """Whether it is there; nothing else is read back."""
+def there(ask: Callable[[Account, str], Any]) -> Callable[[Account, str], bool]:
+    """Whether it is there, by an answer that is empty or says that it is not."""
 
     @functools.wraps(ask)
-    def read(account: Account, made_id: str) -> Props | None:
+    def look(account: Account, made_id: str) -> bool:
         try:
-            return {} if ask(account, made_id) else None
+            return bool(ask(account, made_id))
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if "NotFound" in code or "NoSuch" in code or code == "404" or "NotFound" in type(error).__name__:
-                return None
+            if is_absent(error):
+                return False
             raise
 
-    return read
+    return look
+
+
+def is_absent(error: ClientError) -> bool:
+    code = error.response["Error"]["Code"]
+    return "NotFound" in code or "NoSuch" in code or code == "404" or "NotFound" in type(error).__name__
 
 
 def ec2(
     name: str,
     inputs: str,
-    create: Callable[[Any, Props], tuple[str, Props]],
+    create: Callable[[Any, Props], str],
     describe: tuple[str, str],
     delete: Callable[[Any, str, Props], Any],
+    outputs: Callable[[Any, str, Props], Props] = lambda *_: {},
+    update: Callable[[Any, str, Props], Any] = NOTHING,
     **more: Any,
 ) -> Kind:
     """A row of EC2. `describe`: the call and the argument that takes ids; tags can be changed."""
     call, argument = describe
 
-    def read(account: Account, made_id: str) -> Any:
+    def look(account: Account, made_id: str) -> Any:
         answer = getattr(account.client("ec2"), call)(**{argument: [made_id]})
-        return next(value for key, value in answer.items() if isinstance(value, list))
+        return [each for each in next(v for v in answer.values() if isinstance(v, list)) if alive(each)]
 
-    def retag(account: Account, made_id: str, news: Props) -> None:
+    def both(account: Account, made_id: str, news: Props) -> None:
         account.client("ec2").create_tags(Resources=[made_id], Tags=tags(news))
-
-    update = more.pop("update", None)
-
-    def both(account: Account, made_id: str, news: Props) -> Props | None:
-        retag(account, made_id, news)
-        return update(account.client("ec2"), made_id, news) if update else None
+        update(account.client("ec2"), made_id, news)
 
     return Kind(
         token=f"aws:ec2/{name[0].lower()}{name[1:]}:{name}",
         inputs=frozenset(f"{inputs} tags".split()),
         create=lambda account, props: create(account.client("ec2"), props),
-        read=there(read),
+        is_there=there(look),
         delete=lambda account, made_id, props: delete(account.client("ec2"), made_id, props),
-        updates=frozenset({"tags", *more.pop("updates", ())}),
+        outputs=lambda account, made_id, props: outputs(account.client("ec2"), made_id, props),
+        updates=frozenset({"tags", *more.get("later", ()), *more.pop("updates", ())}),
         update=both,
+        later=frozenset(more.pop("later", ())),
         **more,
     )
+
+
+def alive(each: Props) -> bool:
+    """Whether what EC2 still lists is there: some things are told for an hour after they are gone."""
+    state = each.get("State")
+    return (state["Name"] if isinstance(state, dict) else state) not in ("deleted", "terminated", "shutting-down")

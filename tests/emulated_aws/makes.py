@@ -5,77 +5,100 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from tests.emulated_aws.account import ACCOUNT, Account, EmulatedError
 from tests.emulated_aws.kinds import Props, pascal, specified, tags
 
 # --- network -----------------------------------------------------------------------------------------------------
 
 
-def vpc(client: Any, props: Props) -> tuple[str, Props]:
+def vpc(client: Any, props: Props) -> str:
     made = client.create_vpc(CidrBlock=props["cidrBlock"], TagSpecifications=specified("vpc", props))["Vpc"]["VpcId"]
+    dns_hostnames(client, made, props)
+    return made
+
+
+def dns_hostnames(client: Any, made: str, props: Props) -> None:
     client.modify_vpc_attribute(VpcId=made, EnableDnsHostnames={"Value": props["enableDnsHostnames"]})
+
+
+def default_table(client: Any, made: str, props: Props) -> Props:
     mine = [{"Name": "vpc-id", "Values": [made]}, {"Name": "association.main", "Values": ["true"]}]
-    table = client.describe_route_tables(Filters=mine)["RouteTables"][0]["RouteTableId"]
-    return made, {"defaultRouteTableId": table}
+    return {"defaultRouteTableId": client.describe_route_tables(Filters=mine)["RouteTables"][0]["RouteTableId"]}
 
 
-def internet_gateway(client: Any, props: Props) -> tuple[str, Props]:
+def internet_gateway(client: Any, props: Props) -> str:
     answer = client.create_internet_gateway(TagSpecifications=specified("internet-gateway", props))
     made = answer["InternetGateway"]["InternetGatewayId"]
-    client.attach_internet_gateway(InternetGatewayId=made, VpcId=props["vpcId"])
-    return made, {}
+    attached(client, made, props)
+    return made
+
+
+def attached(client: Any, made: str, props: Props) -> None:
+    if not client.describe_internet_gateways(InternetGatewayIds=[made])["InternetGateways"][0]["Attachments"]:
+        client.attach_internet_gateway(InternetGatewayId=made, VpcId=props["vpcId"])
 
 
 def no_internet_gateway(client: Any, made_id: str, props: Props) -> None:
-    client.detach_internet_gateway(InternetGatewayId=made_id, VpcId=props["vpcId"])
+    if client.describe_internet_gateways(InternetGatewayIds=[made_id])["InternetGateways"][0]["Attachments"]:
+        client.detach_internet_gateway(InternetGatewayId=made_id, VpcId=props["vpcId"])
     client.delete_internet_gateway(InternetGatewayId=made_id)
 
 
-def subnet(client: Any, props: Props) -> tuple[str, Props]:
+def subnet(client: Any, props: Props) -> str:
     asked = {"VpcId": props["vpcId"], "CidrBlock": props["cidrBlock"], "AvailabilityZone": props["availabilityZone"]}
     made = client.create_subnet(**asked, TagSpecifications=specified("subnet", props))["Subnet"]
-    return made["SubnetId"], {"arn": made["SubnetArn"]}
+    return made["SubnetId"]
 
 
-def eip(client: Any, props: Props) -> tuple[str, Props]:
+def eip(client: Any, props: Props) -> str:
     made = client.allocate_address(Domain=props["domain"], TagSpecifications=specified("elastic-ip", props))
-    return made["AllocationId"], {"publicIp": made["PublicIp"]}
+    return made["AllocationId"]
 
 
-def nat_gateway(client: Any, props: Props) -> tuple[str, Props]:
+def nat_gateway(client: Any, props: Props) -> str:
     asked = {"AllocationId": props["allocationId"], "SubnetId": props["subnetId"]}
     made = client.create_nat_gateway(**asked, TagSpecifications=specified("natgateway", props))
-    return made["NatGateway"]["NatGatewayId"], {}
+    return made["NatGateway"]["NatGatewayId"]
 
 
-def route_table(client: Any, props: Props) -> tuple[str, Props]:
+def route_table(client: Any, props: Props) -> str:
     answer = client.create_route_table(VpcId=props["vpcId"], TagSpecifications=specified("route-table", props))
     made = answer["RouteTable"]["RouteTableId"]
     routes(client, made, props)
-    return made, {}
+    return made
 
 
 def routes(client: Any, made: str, props: Props) -> None:
+    told = client.describe_route_tables(RouteTableIds=[made])["RouteTables"][0]["Routes"]
+    there = {route.get("DestinationCidrBlock") for route in told}
     for route in props["routes"]:
         to = {pascal({key: 0}).popitem()[0]: value for key, value in route.items() if key != "cidrBlock"}
-        client.create_route(RouteTableId=made, DestinationCidrBlock=route["cidrBlock"], **to)
+        act = client.replace_route if route["cidrBlock"] in there else client.create_route
+        act(RouteTableId=made, DestinationCidrBlock=route["cidrBlock"], **to)
 
 
-def default_route_table(client: Any, props: Props) -> tuple[str, Props]:
+def default_route_table(client: Any, props: Props) -> str:
     made = props["defaultRouteTableId"]
     client.create_tags(Resources=[made], Tags=tags(props))
     routes(client, made, props)
-    return made, {}
+    return made
 
 
-def association(client: Any, props: Props) -> tuple[str, Props]:
+def association(client: Any, props: Props) -> str:
     asked = {"SubnetId": props["subnetId"], "RouteTableId": props["routeTableId"]}
-    return client.associate_route_table(**asked)["AssociationId"], {}
+    return client.associate_route_table(**asked)["AssociationId"]
 
 
-def vpc_endpoint(client: Any, props: Props) -> tuple[str, Props]:
+def association_of(account: Account, called: str) -> str:
+    """The id of an association; imported, it is called by its subnet and its table."""
+    subnet, _, _ = called.partition("/")
+    bound = [{"Name": "association.subnet-id", "Values": [subnet]}]
+    tables = account.client("ec2").describe_route_tables(Filters=bound)["RouteTables"] if subnet != called else []
+    rows = [row for table in tables for row in table["Associations"] if row.get("SubnetId") == subnet]
+    return rows[0]["RouteTableAssociationId"] if rows else called
+
+
+def vpc_endpoint(client: Any, props: Props) -> str:
     names = {
         "vpcId": "VpcId",
         "serviceName": "ServiceName",
@@ -88,7 +111,7 @@ def vpc_endpoint(client: Any, props: Props) -> tuple[str, Props]:
     }
     asked = {names[key]: value for key, value in props.items() if key in names}
     made = client.create_vpc_endpoint(**asked, TagSpecifications=specified("vpc-endpoint", props))
-    return made["VpcEndpoint"]["VpcEndpointId"], {}
+    return made["VpcEndpoint"]["VpcEndpointId"]
 
 
 def permissions(rules: list[Props], own: str) -> list[Props]:
@@ -104,7 +127,7 @@ def permissions(rules: list[Props], own: str) -> list[Props]:
     return found
 
 
-def security_group(client: Any, props: Props) -> tuple[str, Props]:
+def security_group(client: Any, props: Props) -> str:
     made = client.create_security_group(
         GroupName=props["tags"]["Name"],
         Description=props["description"],
@@ -115,7 +138,7 @@ def security_group(client: Any, props: Props) -> tuple[str, Props]:
     everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
     client.revoke_security_group_egress(GroupId=made, IpPermissions=everything)
     rules(client, made, props)
-    return made, {}
+    return made
 
 
 def rules(client: Any, made: str, props: Props) -> None:
@@ -140,28 +163,32 @@ def template_data(props: Props) -> Props:
     return data
 
 
-def placement_group(account: Account, props: Props) -> tuple[str, Props]:
+def placement_group(account: Account, props: Props) -> str:
     if props["name"] in account.beside("placement"):
         raise EmulatedError(f"InvalidPlacementGroup.Duplicate: {props['name']}")
     account.keep_beside("placement", props["name"], props)
-    return props["name"], {"placementGroupId": f"pg-{props['name']}"}
+    return props["name"]
 
 
-def launch_template(client: Any, props: Props) -> tuple[str, Props]:
+def launch_template(client: Any, props: Props) -> str:
     made = client.create_launch_template(
         LaunchTemplateName=props["name"],
         LaunchTemplateData=template_data(props),
         TagSpecifications=specified("launch-template", props),
     )["LaunchTemplate"]
-    return made["LaunchTemplateId"], {"latestVersion": made["LatestVersionNumber"]}
+    return made["LaunchTemplateId"]
 
 
-def new_version(client: Any, made_id: str, props: Props) -> Props:
-    answer = client.create_launch_template_version(LaunchTemplateId=made_id, LaunchTemplateData=template_data(props))
-    return {"latestVersion": answer["LaunchTemplateVersion"]["VersionNumber"]}
+def new_version(client: Any, made_id: str, props: Props) -> None:
+    client.create_launch_template_version(LaunchTemplateId=made_id, LaunchTemplateData=template_data(props))
 
 
-def instance(account: Account, props: Props) -> tuple[str, Props]:
+def latest(client: Any, made_id: str, props: Props) -> Props:
+    found = client.describe_launch_templates(LaunchTemplateIds=[made_id])["LaunchTemplates"][0]
+    return {"latestVersion": found["LatestVersionNumber"]}
+
+
+def instance(account: Account, props: Props) -> str:
     client = account.client("ec2")
     template = {"LaunchTemplateId": props["launchTemplate"]["id"], "Version": props["launchTemplate"]["version"]}
     data = account.template(template["LaunchTemplateId"])
@@ -177,16 +204,16 @@ def instance(account: Account, props: Props) -> tuple[str, Props]:
         MaxCount=1,
         TagSpecifications=specified("instance", props),
     )["Instances"][0]
-    zone = data["Placement"]["AvailabilityZone"]
-    return made["InstanceId"], {"privateIp": made["PrivateIpAddress"], "availabilityZone": zone}
+    return made["InstanceId"]
 
 
-def running(account: Account, made_id: str) -> Props | None:
-    try:
-        found = account.client("ec2").describe_instances(InstanceIds=[made_id])["Reservations"][0]["Instances"][0]
-    except ClientError:
-        return None
-    return None if found["State"]["Name"] in ("terminated", "shutting-down") else {}
+def found(account: Account, made_id: str) -> Props:
+    return account.client("ec2").describe_instances(InstanceIds=[made_id])["Reservations"][0]["Instances"][0]
+
+
+def address(account: Account, made_id: str, props: Props) -> Props:
+    one = found(account, made_id)
+    return {"privateIp": one["PrivateIpAddress"], "availabilityZone": one["Placement"]["AvailabilityZone"]}
 
 
 def retag_instance(account: Account, made_id: str, news: Props) -> None:
@@ -201,50 +228,60 @@ def policy_of(doc: str) -> str:
     return doc
 
 
-def role(account: Account, props: Props) -> tuple[str, Props]:
+def role(account: Account, props: Props) -> str:
     made = account.client("iam").create_role(
         RoleName=props["name"], AssumeRolePolicyDocument=policy_of(props["assumeRolePolicy"]), Tags=tags(props)
     )["Role"]
-    return made["RoleName"], {"arn": made["Arn"], "name": made["RoleName"]}
+    return made["RoleName"]
 
 
-def profile(account: Account, props: Props) -> tuple[str, Props]:
+def profile(account: Account, props: Props) -> str:
     iam = account.client("iam")
-    made = iam.create_instance_profile(InstanceProfileName=props["name"], Tags=tags(props))["InstanceProfile"]
-    iam.add_role_to_instance_profile(InstanceProfileName=props["name"], RoleName=props["role"])
-    return props["name"], {"arn": made["Arn"]}
+    iam.create_instance_profile(InstanceProfileName=props["name"], Tags=tags(props))
+    role_in_profile(account, props["name"], props)
+    return props["name"]
+
+
+def role_in_profile(account: Account, made_id: str, props: Props) -> None:
+    iam = account.client("iam")
+    if not iam.get_instance_profile(InstanceProfileName=made_id)["InstanceProfile"]["Roles"]:
+        iam.add_role_to_instance_profile(InstanceProfileName=made_id, RoleName=props["role"])
 
 
 def no_profile(account: Account, made_id: str, props: Props) -> None:
     iam = account.client("iam")
-    iam.remove_role_from_instance_profile(InstanceProfileName=made_id, RoleName=props["role"])
+    if iam.get_instance_profile(InstanceProfileName=made_id)["InstanceProfile"]["Roles"]:
+        iam.remove_role_from_instance_profile(InstanceProfileName=made_id, RoleName=props["role"])
     iam.delete_instance_profile(InstanceProfileName=made_id)
 
 
-def attachment(account: Account, props: Props) -> tuple[str, Props]:
+def attachment(account: Account, props: Props) -> str:
     account.client("iam").attach_role_policy(RoleName=props["role"], PolicyArn=props["policyArn"])
-    return f"{props['role']}/{props['policyArn']}", {}
+    return f"{props['role']}/{props['policyArn']}"
 
 
-def bucket(account: Account, props: Props) -> tuple[str, Props]:
-    s3 = account.client("s3")
-    s3.create_bucket(Bucket=props["bucket"])
-    s3.put_bucket_tagging(Bucket=props["bucket"], Tagging={"TagSet": tags(props)})
-    return props["bucket"], {"arn": f"arn:aws:s3:::{props['bucket']}"}
+def bucket(account: Account, props: Props) -> str:
+    account.client("s3").create_bucket(Bucket=props["bucket"])
+    tagged_bucket(account, props["bucket"], props)
+    return props["bucket"]
 
 
-def shut(account: Account, props: Props) -> tuple[str, Props]:
+def tagged_bucket(account: Account, made_id: str, props: Props) -> None:
+    account.client("s3").put_bucket_tagging(Bucket=made_id, Tagging={"TagSet": tags(props)})
+
+
+def shut(account: Account, props: Props) -> str:
     asked = {key: value for key, value in pascal(props).items() if key != "Bucket"}
     account.client("s3").put_public_access_block(Bucket=props["bucket"], PublicAccessBlockConfiguration=asked)
-    return props["bucket"], {}
+    return props["bucket"]
 
 
-def bucket_policy(account: Account, props: Props) -> tuple[str, Props]:
+def bucket_policy(account: Account, props: Props) -> str:
     account.client("s3").put_bucket_policy(Bucket=props["bucket"], Policy=policy_of(props["policy"]))
-    return props["bucket"], {}
+    return props["bucket"]
 
 
-def balancer(account: Account, props: Props) -> tuple[str, Props]:
+def balancer(account: Account, props: Props) -> str:
     made = account.client("elbv2").create_load_balancer(
         Name=props["name"],
         Type=props["loadBalancerType"],
@@ -253,17 +290,21 @@ def balancer(account: Account, props: Props) -> tuple[str, Props]:
         SecurityGroups=props["securityGroups"],
         Tags=tags(props),
     )["LoadBalancers"][0]
-    return made["LoadBalancerArn"], {"arn": made["LoadBalancerArn"], "dnsName": made["DNSName"]}
+    return made["LoadBalancerArn"]
 
 
-def target_group(account: Account, props: Props) -> tuple[str, Props]:
+def balancer_name(account: Account, made_id: str, props: Props) -> Props:
+    found = account.client("elbv2").describe_load_balancers(LoadBalancerArns=[made_id])["LoadBalancers"][0]
+    return {"arn": made_id, "dnsName": found["DNSName"]}
+
+
+def target_group(account: Account, props: Props) -> str:
     asked = {"Name": props["name"], "Protocol": props["protocol"], "Port": int(props["port"]), "VpcId": props["vpcId"]}
     made = account.client("elbv2").create_target_group(**asked, TargetType="instance", Tags=tags(props))
-    arn = made["TargetGroups"][0]["TargetGroupArn"]
-    return arn, {"arn": arn}
+    return made["TargetGroups"][0]["TargetGroupArn"]
 
 
-def listener(account: Account, props: Props) -> tuple[str, Props]:
+def listener(account: Account, props: Props) -> str:
     action = props["defaultActions"][0]
     made = account.client("elbv2").create_listener(
         LoadBalancerArn=props["loadBalancerArn"],
@@ -272,14 +313,13 @@ def listener(account: Account, props: Props) -> tuple[str, Props]:
         DefaultActions=[{"Type": action["type"], "TargetGroupArn": action["targetGroupArn"]}],
         Tags=tags(props),
     )
-    arn = made["Listeners"][0]["ListenerArn"]
-    return arn, {"arn": arn}
+    return made["Listeners"][0]["ListenerArn"]
 
 
-def target(account: Account, props: Props) -> tuple[str, Props]:
+def target(account: Account, props: Props) -> str:
     one = {"Id": props["targetId"], "Port": int(props["port"])}
     account.client("elbv2").register_targets(TargetGroupArn=props["targetGroupArn"], Targets=[one])
-    return f"{props['targetGroupArn']}|{props['targetId']}", {}
+    return f"{props['targetGroupArn']}|{props['targetId']}"
 
 
 def no_target(account: Account, made_id: str, props: Props) -> None:
@@ -287,7 +327,7 @@ def no_target(account: Account, made_id: str, props: Props) -> None:
     account.client("elbv2").deregister_targets(TargetGroupArn=props["targetGroupArn"], Targets=[one])
 
 
-def lustre(account: Account, props: Props) -> tuple[str, Props]:
+def lustre(account: Account, props: Props) -> str:
     own = {"DeploymentType": props["deploymentType"]}
     own["PerUnitStorageThroughput"] = int(props["perUnitStorageThroughput"])
     made = account.client("fsx").create_file_system(
@@ -299,24 +339,21 @@ def lustre(account: Account, props: Props) -> tuple[str, Props]:
         LustreConfiguration=own,
         Tags=tags(props),
     )["FileSystem"]
-    made_id = made["FileSystemId"]
-    return made_id, {"dnsName": f"{made_id}.fsx.{account.region}.amazonaws.com", "mountName": "emulated"}
+    return made["FileSystemId"]
 
 
-def efs(account: Account, props: Props) -> tuple[str, Props]:
-    made = account.client("efs").create_file_system(
-        Encrypted=props["encrypted"], ThroughputMode=props["throughputMode"], Tags=tags(props)
-    )["FileSystemId"]
-    return made, {"dnsName": f"{made}.efs.{account.region}.amazonaws.com"}
+def efs(account: Account, props: Props) -> str:
+    asked = {"Encrypted": props["encrypted"], "ThroughputMode": props["throughputMode"]}
+    return account.client("efs").create_file_system(**asked, Tags=tags(props))["FileSystemId"]
 
 
-def mount_target(account: Account, props: Props) -> tuple[str, Props]:
+def mount_target(account: Account, props: Props) -> str:
     asked = {"FileSystemId": props["fileSystemId"], "SubnetId": props["subnetId"]}
     made = account.client("efs").create_mount_target(**asked, SecurityGroups=props["securityGroups"])
-    return made["MountTargetId"], {}
+    return made["MountTargetId"]
 
 
-def budget(account: Account, props: Props) -> tuple[str, Props]:
+def budget(account: Account, props: Props) -> str:
     asked = {
         "BudgetName": props["name"],
         "BudgetType": props["budgetType"],
@@ -325,8 +362,8 @@ def budget(account: Account, props: Props) -> tuple[str, Props]:
         "CostFilters": {each["name"]: each["values"] for each in props["costFilters"]},
     }
     account.client("budgets").create_budget(AccountId=ACCOUNT, Budget=asked)
-    return props["name"], {}
+    return f"{ACCOUNT}:{props['name']}"
 
 
 def no_budget(account: Account, made_id: str, props: Props) -> None:
-    account.client("budgets").delete_budget(AccountId=ACCOUNT, BudgetName=made_id)
+    account.client("budgets").delete_budget(AccountId=ACCOUNT, BudgetName=props["name"])

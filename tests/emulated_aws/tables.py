@@ -9,12 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.emulated_aws import makes as m
-from tests.emulated_aws.account import Account
-from tests.emulated_aws.kinds import Kind, ec2, specified, there
+from tests.emulated_aws.account import ACCOUNT, Account
+from tests.emulated_aws.kinds import Kind, Props, alive, ec2, specified, there
 
 
-def other(token: str, inputs: str, create: Any, read: Any, delete: Any, **more: Any) -> Kind:
-    return Kind(token, frozenset(inputs.split()), create, there(read), delete, **more)
+def other(token: str, inputs: str, create: Any, ask: Any, delete: Any, *outputs: Any, **more: Any) -> Kind:
+    return Kind(token, frozenset(inputs.split()), create, there(ask), delete, *outputs, **more)
+
+
+def arn(account: Account, made_id: str, props: Props) -> Props:
+    return {"arn": made_id}
 
 
 _TEMPLATE = (
@@ -34,7 +38,14 @@ def _elb(call: str, argument: str) -> Callable[[Account, str], Any]:
 
 ROWS = (
     ec2(
-        "Vpc", "cidrBlock enableDnsHostnames", m.vpc, ("describe_vpcs", "VpcIds"), lambda c, i, p: c.delete_vpc(VpcId=i)
+        "Vpc",
+        "cidrBlock enableDnsHostnames",
+        m.vpc,
+        ("describe_vpcs", "VpcIds"),
+        lambda c, i, p: c.delete_vpc(VpcId=i),
+        m.default_table,
+        m.dns_hostnames,
+        later=("enableDnsHostnames",),
     ),
     ec2(
         "InternetGateway",
@@ -42,6 +53,8 @@ ROWS = (
         m.internet_gateway,
         ("describe_internet_gateways", "InternetGatewayIds"),
         m.no_internet_gateway,
+        update=m.attached,
+        later=("vpcId",),
     ),
     ec2(
         "Subnet",
@@ -70,6 +83,8 @@ ROWS = (
         m.route_table,
         ("describe_route_tables", "RouteTableIds"),
         lambda c, i, p: c.delete_route_table(RouteTableId=i),
+        update=m.routes,
+        later=("routes",),
     ),
     ec2(
         "DefaultRouteTable",
@@ -77,6 +92,8 @@ ROWS = (
         m.default_route_table,
         ("describe_route_tables", "RouteTableIds"),
         lambda c, i, p: None,
+        update=m.routes,
+        later=("routes",),
     ),
     ec2(
         "SecurityGroup",
@@ -84,8 +101,8 @@ ROWS = (
         m.security_group,
         ("describe_security_groups", "GroupIds"),
         lambda c, i, p: c.delete_security_group(GroupId=i),
-        updates=("ingress", "egress"),
         update=m.rules,
+        later=("ingress", "egress"),
     ),
     ec2(
         "VpcEndpoint",
@@ -97,14 +114,11 @@ ROWS = (
     ec2(
         "KeyPair",
         "keyName publicKey",
-        lambda c, p: (
-            c.import_key_pair(
-                KeyName=p["keyName"],
-                PublicKeyMaterial=p["publicKey"].encode(),
-                TagSpecifications=specified("key-pair", p),
-            )["KeyName"],
-            {},
-        ),
+        lambda c, p: c.import_key_pair(
+            KeyName=p["keyName"],
+            PublicKeyMaterial=p["publicKey"].encode(),
+            TagSpecifications=specified("key-pair", p),
+        )["KeyName"],
         ("describe_key_pairs", "KeyNames"),
         lambda c, i, p: c.delete_key_pair(KeyName=i),
         named=True,
@@ -113,7 +127,7 @@ ROWS = (
         "aws:ec2/placementGroup:PlacementGroup",
         frozenset({"name", "strategy", "tags"}),
         m.placement_group,
-        lambda a, i: a.beside("placement").get(i),
+        lambda a, i: i in a.beside("placement"),
         lambda a, i, p: a.keep_beside("placement", i, None),
         named=True,
         lacks="placement groups: they are kept in a file beside moto",
@@ -124,6 +138,7 @@ ROWS = (
         m.launch_template,
         ("describe_launch_templates", "LaunchTemplateIds"),
         lambda c, i, p: c.delete_launch_template(LaunchTemplateId=i),
+        m.latest,
         updates=tuple(set(_TEMPLATE.split()) - {"name"}),
         update=m.new_version,
         named=True,
@@ -132,17 +147,19 @@ ROWS = (
         "aws:ec2/routeTableAssociation:RouteTableAssociation",
         frozenset({"subnetId", "routeTableId"}),
         lambda a, p: m.association(a.client("ec2"), p),
-        lambda a, i: {},
+        lambda a, i: True,
         lambda a, i, p: a.client("ec2").disassociate_route_table(AssociationId=i),
+        known_as=m.association_of,
     ),
-    Kind(
+    other(
         "aws:ec2/instance:Instance",
-        frozenset({"launchTemplate", "tags"}),
+        "launchTemplate tags",
         m.instance,
-        m.running,
+        lambda a, i: alive(m.found(a, i)),
         lambda a, i, p: a.client("ec2").terminate_instances(InstanceIds=[i]),
-        frozenset({"tags"}),
-        m.retag_instance,
+        outputs=m.address,
+        updates=frozenset({"tags"}),
+        update=m.retag_instance,
         lacks="network cards but the first, purchase modes",
     ),
     other(
@@ -151,6 +168,7 @@ ROWS = (
         m.role,
         lambda a, i: a.client("iam").get_role(RoleName=i),
         lambda a, i, p: a.client("iam").delete_role(RoleName=i),
+        lambda a, i, p: {"arn": f"arn:aws:iam::{ACCOUNT}:role/{i}", "name": i},
         named=True,
     ),
     other(
@@ -159,6 +177,10 @@ ROWS = (
         m.profile,
         lambda a, i: a.client("iam").get_instance_profile(InstanceProfileName=i),
         m.no_profile,
+        lambda a, i, p: {"arn": f"arn:aws:iam::{ACCOUNT}:instance-profile/{i}"},
+        updates=frozenset({"role"}),
+        update=m.role_in_profile,
+        later=frozenset({"role"}),
         named=True,
     ),
     other(
@@ -174,6 +196,10 @@ ROWS = (
         m.bucket,
         lambda a, i: a.client("s3").head_bucket(Bucket=i),
         lambda a, i, p: a.client("s3").delete_bucket(Bucket=i),
+        lambda a, i, p: {"arn": f"arn:aws:s3:::{i}"},
+        updates=frozenset({"tags"}),
+        update=m.tagged_bucket,
+        later=frozenset({"tags"}),
         named=True,
     ),
     other(
@@ -196,6 +222,7 @@ ROWS = (
         m.balancer,
         _elb("describe_load_balancers", "LoadBalancerArns"),
         lambda a, i, p: a.client("elbv2").delete_load_balancer(LoadBalancerArn=i),
+        m.balancer_name,
         named=True,
     ),
     other(
@@ -204,6 +231,7 @@ ROWS = (
         m.target_group,
         _elb("describe_target_groups", "TargetGroupArns"),
         lambda a, i, p: a.client("elbv2").delete_target_group(TargetGroupArn=i),
+        arn,
         named=True,
     ),
     other(
@@ -212,6 +240,7 @@ ROWS = (
         m.listener,
         _elb("describe_listeners", "ListenerArns"),
         lambda a, i, p: a.client("elbv2").delete_listener(ListenerArn=i),
+        arn,
     ),
     other(
         "aws:lb/targetGroupAttachment:TargetGroupAttachment",
@@ -226,6 +255,7 @@ ROWS = (
         m.lustre,
         lambda a, i: a.client("fsx").describe_file_systems(FileSystemIds=[i])["FileSystems"],
         lambda a, i, p: a.client("fsx").delete_file_system(FileSystemId=i),
+        lambda a, i, p: {"dnsName": f"{i}.fsx.{a.region}.amazonaws.com", "mountName": "emulated"},
         lacks="EFA, metadata",
     ),
     other(
@@ -234,6 +264,7 @@ ROWS = (
         m.efs,
         lambda a, i: a.client("efs").describe_file_systems(FileSystemId=i),
         lambda a, i, p: a.client("efs").delete_file_system(FileSystemId=i),
+        lambda a, i, p: {"dnsName": f"{i}.efs.{a.region}.amazonaws.com"},
     ),
     other(
         "aws:efs/mountTarget:MountTarget",
@@ -246,7 +277,7 @@ ROWS = (
         "aws:budgets/budget:Budget",
         "name budgetType timeUnit limitAmount limitUnit costFilters notifications tags",
         m.budget,
-        lambda a, i: True,
+        lambda a, i: a.client("budgets").describe_budget(AccountId=ACCOUNT, BudgetName=i.split(":")[1]),
         m.no_budget,
         named=True,
         lacks="notifications",

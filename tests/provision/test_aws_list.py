@@ -178,19 +178,19 @@ def test_spot_reservation_and_capacity_block_stand_in_the_template(changed: Chan
     block = changed(
         "aws-p5en",
         ("purchase: on-demand", "purchase: capacity-block"),
-        ("zones: [us-east-1b]}", "zones: [us-east-1b], reservation: cr-0123456789abcdef0}"),
+        ("zones: [us-east-1a]}", "zones: [us-east-1a], reservation: cr-0123456789abcdef0}"),
     )
-    data = template(block, "large-us-east-1b-template")
+    data = template(block, "large-us-east-1a-template")
     assert data["instance_market_options"] == {"market_type": "capacity-block"}
     target = {"capacity_reservation_id": "cr-0123456789abcdef0"}
     assert data["capacity_reservation_specification"] == {"capacity_reservation_target": target}
     assert "group_name" not in data["placement"]
     assert not of_kind(wanted(block, MACHINES), "ec2.PlacementGroup")
-    reserved = changed("aws-p5en", ("zones: [us-east-1b]}", "zones: [us-east-1b], reservation: cr-0123456789abcdef0}"))
-    data = template(reserved, "large-us-east-1b-template")
+    reserved = changed("aws-p5en", ("zones: [us-east-1a]}", "zones: [us-east-1a], reservation: cr-0123456789abcdef0}"))
+    data = template(reserved, "large-us-east-1a-template")
     assert "instance_market_options" not in data
     assert data["capacity_reservation_specification"] == {"capacity_reservation_target": target}
-    assert data["placement"]["group_name"] == Ref("large-us-east-1b-placement", "name")
+    assert data["placement"]["group_name"] == Ref("large-us-east-1a-placement", "name")
 
 
 def test_an_existing_vpc_is_used_and_nothing_of_it_is_made(changed: Changed) -> None:

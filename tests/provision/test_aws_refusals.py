@@ -39,7 +39,7 @@ BAD = {
     ),
     "more cards than it has": (
         "aws-p5en",
-        [("zones: [us-east-1b]}", "zones: [us-east-1b], network_cards: 32}")],
+        [("zones: [us-east-1a]}", "zones: [us-east-1a], network_cards: 32}")],
         "AWS-CARDS",
         "set it to 16",
     ),
@@ -83,15 +83,15 @@ BAD = {
     ),
     "a file system in another zone": (
         "aws-p5en",
-        [("lustre: {zone: us-east-1b", "lustre: {zone: us-east-1a")],
+        [("lustre: {zone: us-east-1a", "lustre: {zone: us-east-1b")],
         "AWS-FILES-ZONE",
-        "set it to us-east-1b",
+        "set it to us-east-1a",
     ),
     "EFA to a file system across zones": (
         "aws-p5en",
-        [("    aws: {zones: [us-east-1b]}\n", "")],
+        [("    aws: {zones: [us-east-1a]}\n", "")],
         "AWS-FILES-ZONE",
-        "set pools[0].aws.zones to [us-east-1b]",
+        "set pools[0].aws.zones to [us-east-1a]",
     ),
     "a size that Lustre does not have": ("aws-p5en", [("tib: 9.6", "tib: 10")], "AWS-LUSTRE-SIZE", "set it to 12.0"),
     "a size too small for EFA": ("aws-p5en", [("tib: 9.6", "tib: 4.8")], "AWS-LUSTRE-SIZE", "set efa to false"),
@@ -118,7 +118,7 @@ SPEC = {
     "a zone of another region": ("aws-g6e", ("[us-east-1a, us-east-1b]", "[us-east-1a, us-west-2b]"), "SPEC-AWS-ZONE"),
     "a pool in a zone that the fleet does not name": (
         "aws-p5en",
-        ("{zones: [us-east-1b]}", "{zones: [us-east-1c]}"),
+        ("{zones: [us-east-1a]}", "{zones: [us-east-1c]}"),
         "SPEC-AWS-ZONE",
     ),
     "prices of another region": (
@@ -146,9 +146,9 @@ SPEC = {
     "a placement group with a Capacity Block": (
         "aws-p5en",
         (
-            "purchase: on-demand}\n    aws: {zones: [us-east-1b]",
+            "purchase: on-demand}\n    aws: {zones: [us-east-1a]",
             "purchase: capacity-block}\n"
-            "    aws: {reservation: cr-0123456789abcdef0, placement_group: true, zones: [us-east-1b]",
+            "    aws: {reservation: cr-0123456789abcdef0, placement_group: true, zones: [us-east-1a]",
         ),
         "SPEC-AWS-PLACEMENT",
     ),
@@ -199,7 +199,8 @@ def test_a_pool_that_came_apart_is_told_with_the_fewest_nodes_to_move() -> None:
 
 
 def test_every_rule_is_in_the_guide() -> None:
-    code = (PROJECT / "src/gpuyard/provision/refusals.py").read_text()
+    rooms = ("src/gpuyard/provision", "stacks")
+    code = "".join(path.read_text() for room in rooms for path in sorted((PROJECT / room).rglob("*.py")))
     spec = (PROJECT / "src/gpuyard/spec/rules.py").read_text()
     used = {*re.findall(r'"(AWS-[A-Z-]+)"', code), *re.findall(r'"(SPEC-AWS-[A-Z-]+)"', spec)}
     guide = (PROJECT / "docs/aws.md").read_text()

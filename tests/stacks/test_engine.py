@@ -18,13 +18,14 @@ import pytest
 from gpuyard.handover import read_handover
 from gpuyard.plan.lock import load_lock
 from gpuyard.spec.loader import load_fleet
-from tests.stacks.conftest import REPOSITORY, Stack
+from tests.engine import REPOSITORY
+from tests.stacks.conftest import LabStack
 from tests.stacks.helpers import world
 
 pytestmark = pytest.mark.engine
 
 
-def test_a_fleet_comes_up_whole_and_hands_over_every_node(stack: Stack):
+def test_a_fleet_comes_up_whole_and_hands_over_every_node(stack: LabStack):
     handover = read_handover(stack.handover())
     assert [node.name for node in handover.nodes] == ["lab-gateway-0", "lab-chat-0", "lab-chat-1"]
     assert handover.stack == "lab"
@@ -32,14 +33,14 @@ def test_a_fleet_comes_up_whole_and_hands_over_every_node(stack: Stack):
     assert handover.ssh.private_key_file == f"{stack.project}/ssh/id_ed25519"
 
 
-def test_a_second_up_changes_nothing(stack: Stack):
+def test_a_second_up_changes_nothing(stack: LabStack):
     before = stack.handover()
     assert stack.steps(stack.planned()) == {}
     assert stack.up() == []
     assert stack.handover() == before
 
 
-def test_a_killed_node_and_a_wiped_one_are_seen_by_preview_and_mended_by_up(stack: Stack):
+def test_a_killed_node_and_a_wiped_one_are_seen_by_preview_and_mended_by_up(stack: LabStack):
     with world(stack.project) as found:
         found["nodes"]["lab-chat-1"]["running"] = False
         del found["nodes"]["lab-gateway-0"]
@@ -51,14 +52,14 @@ def test_a_killed_node_and_a_wiped_one_are_seen_by_preview_and_mended_by_up(stac
     assert stack.up() == ["node_up lab-chat-1", "node_up lab-gateway-0"]
 
 
-def test_a_broken_network_is_mended_and_no_node_is_touched(stack: Stack):
+def test_a_broken_network_is_mended_and_no_node_is_touched(stack: LabStack):
     with world(stack.project) as found:
         found["network"]["healthy"] = False
     assert stack.steps(stack.planned()) == {"update": ["lab-network"]}
     assert stack.up() == ["network_up 8080"]
 
 
-def test_another_pool_size_adds_and_removes_just_those_nodes(stack: Stack):
+def test_another_pool_size_adds_and_removes_just_those_nodes(stack: LabStack):
     stack.ask_for(3)
     assert stack.steps(stack.planned())["create"] == ["lab-chat-2"]
     assert stack.up() == ["node_up lab-chat-2"]
@@ -69,7 +70,7 @@ def test_another_pool_size_adds_and_removes_just_those_nodes(stack: Stack):
     assert [node["name"] for node in stack.handover()["nodes"]] == ["lab-gateway-0", "lab-chat-0"]
 
 
-def test_other_gpus_are_another_node_and_the_old_one_goes_first(stack: Stack):
+def test_other_gpus_are_another_node_and_the_old_one_goes_first(stack: LabStack):
     spec = stack.project / "fleets/lab.yaml"
     spec.write_text(spec.read_text().replace("gpus_per_node: 8", "gpus_per_node: 4"))
     with world(stack.project) as found:
@@ -83,7 +84,7 @@ def test_other_gpus_are_another_node_and_the_old_one_goes_first(stack: Stack):
     assert {node["gpu_count"] for node in stack.handover()["nodes"]} == {0, 4}
 
 
-def test_refresh_sees_a_killed_node_and_a_wiped_one(stack: Stack):
+def test_refresh_sees_a_killed_node_and_a_wiped_one(stack: LabStack):
     with world(stack.project) as found:
         found["nodes"]["lab-chat-0"]["running"] = False
         del found["nodes"]["lab-chat-1"]
@@ -95,7 +96,7 @@ def test_refresh_sees_a_killed_node_and_a_wiped_one(stack: Stack):
     assert stack.up() == ["node_up lab-chat-0", "node_up lab-chat-1"]
 
 
-def test_destroy_removes_the_nodes_before_the_network(stack: Stack):
+def test_destroy_removes_the_nodes_before_the_network(stack: LabStack):
     with world(stack.project) as found:
         found["calls"] = []
     stack.done("destroy", "--yes", "--skip-preview")
@@ -110,7 +111,7 @@ def test_destroy_removes_the_nodes_before_the_network(stack: Stack):
     assert stack.state() == {}
 
 
-def test_a_refusal_of_the_lab_is_told_without_frames(empty: Stack):
+def test_a_refusal_of_the_lab_is_told_without_frames(empty: LabStack):
     with world(empty.project) as found:
         found["busy_port"] = 8080
     refused = empty.pulumi("up", "--yes", "--skip-preview")
@@ -119,7 +120,7 @@ def test_a_refusal_of_the_lab_is_told_without_frames(empty: Stack):
     assert ".py" not in refused.stdout
 
 
-def test_the_state_names_providers_and_does_not_hold_their_source(stack: Stack):
+def test_the_state_names_providers_and_does_not_hold_their_source(stack: LabStack):
     resources = [resource for resource in stack.state().values() if "__provider" in resource.get("inputs", {})]
     assert len(resources) == 4
     for resource in resources:
@@ -129,7 +130,7 @@ def test_the_state_names_providers_and_does_not_hold_their_source(stack: Stack):
         assert "PRIVATE KEY" not in json.dumps(resource)
 
 
-def test_an_error_of_the_program_is_shown_with_its_frames_and_its_output(empty: Stack):
+def test_an_error_of_the_program_is_shown_with_its_frames_and_its_output(empty: LabStack):
     (empty.project / "stacks/__main__.py").write_text("print('as far as here')\nraise ValueError('a mistake')\n")
     failed = empty.pulumi("preview")
     assert failed.returncode != 0
@@ -139,7 +140,7 @@ def test_an_error_of_the_program_is_shown_with_its_frames_and_its_output(empty: 
     assert '__main__.py", line 2' in told
 
 
-def test_a_killed_up_leaves_no_process_and_the_next_one_makes_the_fleet_whole(empty: Stack):
+def test_a_killed_up_leaves_no_process_and_the_next_one_makes_the_fleet_whole(empty: LabStack):
     with world(empty.project) as found:
         found["held"] = "lab-chat-1"
     killed = started_up(empty)
@@ -158,7 +159,7 @@ def test_a_killed_up_leaves_no_process_and_the_next_one_makes_the_fleet_whole(em
     assert len(empty.handover()["nodes"]) == 3
 
 
-def test_an_interrupted_up_ends_what_it_began_and_leaves_no_lock(empty: Stack):
+def test_an_interrupted_up_ends_what_it_began_and_leaves_no_lock(empty: LabStack):
     with world(empty.project) as found:
         found["held"] = "lab-chat-1"
     interrupted = started_up(empty)
@@ -173,7 +174,7 @@ def test_an_interrupted_up_ends_what_it_began_and_leaves_no_lock(empty: Stack):
     assert empty.steps(empty.planned()) == {}
 
 
-def started_up(stack: Stack) -> subprocess.Popen[bytes]:
+def started_up(stack: LabStack) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         ["pulumi", "up", "--yes", "--skip-preview", "--non-interactive"],
         cwd=stack.project,
@@ -183,12 +184,12 @@ def started_up(stack: Stack) -> subprocess.Popen[bytes]:
     )
 
 
-def world_of(stack: Stack) -> dict[str, Any]:
+def world_of(stack: LabStack) -> dict[str, Any]:
     with world(stack.project) as found:
         return found
 
 
-def processes_of(stack: Stack) -> list[str]:
+def processes_of(stack: LabStack) -> list[str]:
     """Every process of this project's pulumi, itself included."""
     ours = f"GPUYARD_PROJECT={stack.project}".encode()
     found: list[str] = []
@@ -233,7 +234,7 @@ def take_the_lock_of_another_fleet(project: Path) -> None:
         (wish_for_machines_that_nobody_makes, "STACK-PROVIDER"),
     ],
 )
-def test_the_program_refuses_in_one_line(empty: Stack, spoil: Callable[[Path], None], rule: str):
+def test_the_program_refuses_in_one_line(empty: LabStack, spoil: Callable[[Path], None], rule: str):
     shutil.copy(REPOSITORY / "stacks/__main__.py", empty.project / "stacks")
     spoil(empty.project)
     refused = empty.pulumi("preview")

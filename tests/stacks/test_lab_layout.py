@@ -16,8 +16,8 @@ from gpuyard.lab.models import LabRef, NodeSpec
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.loader import load_fleet
 from stacks.layouts.lab import LabFleet, NetworkProvider, NodeProvider, handover_of, specs_of
+from tests.engine import REPOSITORY
 from tests.stacks import helpers
-from tests.stacks.conftest import REPOSITORY
 
 HELPERS = "tests.stacks.helpers"
 FLEET = load_fleet(REPOSITORY / "fleets/lab.yaml")

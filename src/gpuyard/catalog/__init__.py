@@ -27,6 +27,7 @@ from gpuyard.catalog.rows import (
     ModelSource,
     NetworkCards,
     OperatingSystem,
+    Quota,
     Repository,
     Row,
     Toolkit,
@@ -76,6 +77,12 @@ def load_instances() -> tuple[Instance, ...]:
 def load_network_cards() -> tuple[NetworkCards, ...]:
     """The machines with more than one network card; apart, as the machines are."""
     return TypeAdapter(tuple[NetworkCards, ...]).validate_json(json.dumps(_read("network_cards")))
+
+
+@cache
+def load_quotas() -> tuple[Quota, ...]:
+    """What a provider lets run at once; apart, as the machines are."""
+    return TypeAdapter(tuple[Quota, ...]).validate_json(json.dumps(_read("quotas")))
 
 
 # The tables are our own and large, and every command reads them: libyaml, which PyYAML has, is ten times as fast as the

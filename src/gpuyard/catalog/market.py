@@ -28,6 +28,15 @@ class Price(Row):
     usd_per_hour: Positive
 
 
+class PartPrice(Row):
+    """What a part around the machines costs an hour."""
+
+    provider: str
+    part: str
+    region: str
+    usd_per_hour: Positive
+
+
 class ApiPrice(Row):
     """What an API asks for a model, in USD per million tokens."""
 
@@ -154,6 +163,7 @@ class Market(Closed):
     """All tables that a plan is reckoned from."""
 
     prices: tuple[Price, ...]
+    parts: tuple[PartPrice, ...]
     api_prices: tuple[ApiPrice, ...]
     gpu_speeds: tuple[GpuSpeed, ...]
     links: tuple[Link, ...]

@@ -279,6 +279,17 @@ class Instance(Row):
     """Most EFA interfaces; 0: none."""
 
 
+class Quota(Row):
+    """A limit that a provider sets on what runs at once."""
+
+    provider: str
+    code: str
+    name: str
+    families: tuple[str, ...]
+    """Letters of the types' names, with the generation where it is of some only."""
+    purchase: Literal["on-demand", "spot"]
+
+
 class NetworkCards(Row):
     """The network cards of a machine that has more than one."""
 

@@ -39,3 +39,8 @@ class Wanted:
     """Inputs that are of its making alone: what they are later does not touch it."""
     after: tuple[str, ...] = ()
     """What has to be there before, beside what `inputs` refer to."""
+
+
+def resource_name(item: Wanted, fleet: str) -> str:
+    """What the thing is called in the engine's state: a node by its name, which no other fleet has."""
+    return item.name if item.node else f"{fleet}-{item.name}"

@@ -16,12 +16,11 @@ from gpuyard.provision.cards import efa_cards, layout
 from gpuyard.provision.placement import Refusal, needs_group, places, usable, zones_of
 from gpuyard.provision.refusals import Machines
 from gpuyard.provision.storage import storage
-from gpuyard.spec.aws import Aws
+from gpuyard.spec.aws import GATEWAY_ROOT_GIB, Aws, PoolAws
 from gpuyard.spec.fleet import Fleet, Pool
 
 _ANYWHERE = "0.0.0.0/0"
 _SSM = ("ssm", "ssmmessages")
-_GATEWAY_ROOT_GIB = 30
 
 
 def wanted(fleet: Fleet, machines: Machines, refusals: Sequence[Refusal] = ()) -> list[Wanted]:
@@ -212,7 +211,7 @@ def _gateways(fleet: Fleet, aws: Aws) -> Iterator[Wanted]:
     groups = ["edge", "serving", "outward", *([] if aws.access.method == "ssm" else ["ssh"])]
     cards = [_card(0, 0, "interface", groups, only=True)]
     for zone in dict.fromkeys(zones[number % len(zones)] for number in range(fleet.gateway.nodes)):
-        template = _template(fleet, aws, "gateway", zone, aws.gateway_instance, cards, _GATEWAY_ROOT_GIB)
+        template = _template(fleet, aws, "gateway", zone, aws.gateway_instance, cards, GATEWAY_ROOT_GIB)
         yield Wanted("ec2.LaunchTemplate", f"gateway-{zone}-template", template, "gateway")
     for number in range(fleet.gateway.nodes):
         node = f"{fleet.name}-gateway-{number}"
@@ -245,7 +244,7 @@ def _pool(pool: Pool, fleet: Fleet, aws: Aws, machines: Machines, refusals: Sequ
         if needs_group(pool):
             inputs = {"name": f"{fleet.name}-{pool.name}-{zone}", "strategy": "cluster"}
             yield Wanted("ec2.PlacementGroup", f"{pool.name}-{zone}-placement", inputs, pool.name)
-        template = _template(fleet, aws, pool.name, zone, name, cards, pool.aws.root_gib if pool.aws else 200)
+        template = _template(fleet, aws, pool.name, zone, name, cards, (pool.aws or PoolAws()).root_gib)
         if needs_group(pool):
             template["placement"]["group_name"] = Ref(f"{pool.name}-{zone}-placement", "name")
         template |= _purchase(pool)

@@ -11,6 +11,7 @@ from math import ceil
 from gpuyard.catalog.rows import Instance, NetworkCards
 from gpuyard.plan.judge import Finding
 from gpuyard.provision.placement import is_close, zones_of
+from gpuyard.provision.storage import lustre_addresses
 from gpuyard.spec.aws import Aws, Lustre
 from gpuyard.spec.fleet import Fleet, Pool
 
@@ -168,8 +169,7 @@ def addresses_in(zone: str, fleet: Fleet, aws: Aws) -> int:
     """Most addresses that a zone's private subnet gives out: EFA-only interfaces take none."""
     nodes = sum(pool.nodes for pool in fleet.pools if zone in zones_of(pool, fleet))
     gateways = ceil(fleet.gateway.nodes / min(2, len(aws.zones))) if zone in aws.zones[:2] else 0
-    # A Lustre file system has an interface for each 1.2 TiB, and those of its metadata; from memory.
-    lustre = ceil(aws.lustre.tib / 1.2) + 2 if aws.lustre and aws.lustre.zone == zone else 0
+    lustre = lustre_addresses(aws.lustre.tib) if aws.lustre and aws.lustre.zone == zone else 0
     return nodes + gateways + lustre + int(aws.efs) + (_ENDPOINTS if aws.access.method == "ssm" else 0)
 
 

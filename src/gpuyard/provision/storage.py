@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Any
 
 from gpuyard.provision import Json, Ref, Wanted
@@ -12,8 +13,10 @@ from gpuyard.spec.aws import Aws
 def storage(aws: Aws, subnets: Mapping[str, Ref | str]) -> Iterator[Wanted]:
     """The bucket of models, which S3 encrypts by itself, and the file systems that are asked for."""
 
-    def item(kind: str, name: str, inputs: dict[str, Any], after: tuple[str, ...] = ()) -> Wanted:
-        return Wanted(kind, name, inputs, "storage", after=after)
+    def item(
+        kind: str, name: str, inputs: dict[str, Any], after: tuple[str, ...] = (), keeps: tuple[str, ...] = ()
+    ) -> Wanted:
+        return Wanted(kind, name, inputs, "storage", after=after, keeps=keeps)
 
     yield item("s3.Bucket", "models", {"bucket": aws.bucket})
     shut = dict.fromkeys(
@@ -54,9 +57,15 @@ def storage(aws: Aws, subnets: Mapping[str, Ref | str]) -> Iterator[Wanted]:
         }
         if aws.lustre.efa:
             lustre["metadata_configuration"] = {"mode": "AUTOMATIC"}
-        yield item("fsx.LustreFileSystem", "lustre", lustre)
+        # FSx does not tell the groups of a file system: one that was taken over would be made anew for them.
+        yield item("fsx.LustreFileSystem", "lustre", lustre, keeps=("security_group_ids",))
     if aws.efs:
         yield item("efs.FileSystem", "efs", {"encrypted": True, "throughput_mode": "elastic"})
         for zone, subnet in subnets.items():
             inputs = {"file_system_id": Ref("efs"), "subnet_id": subnet, "security_groups": [Ref("storage-group")]}
             yield item("efs.MountTarget", f"efs-{zone}", inputs)
+
+
+def lustre_addresses(tib: float) -> int:
+    """Addresses that a Lustre file system takes: one for each 1.2 TiB, and those of its metadata; from memory."""
+    return ceil(tib / 1.2) + 2

@@ -19,6 +19,9 @@ AmiId = Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")]
 VpcId = Annotated[str, Field(pattern=r"^vpc-[0-9a-f]{8,17}$")]
 SubnetId = Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")]
 RouteTableId = Annotated[str, Field(pattern=r"^rtb-[0-9a-f]{8,17}$")]
+GATEWAY_ROOT_GIB = 30
+"""Size of a gateway's root volume, in GiB: it holds a system and logs."""
+
 ReservationId = Annotated[str, Field(pattern=r"^cr-[0-9a-f]{8,17}$")]
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from gpuyard.catalog.market import ApiPrice, Market
 from gpuyard.plan.judge import Finding, Judge, Verdict
 from gpuyard.plan.sizing import findings as said
+from gpuyard.plan.sizing.around import around_lines
 from gpuyard.plan.sizing.choose import considered_of
 from gpuyard.plan.sizing.cold_start import Start, cache, nvme_of, starts
 from gpuyard.plan.sizing.cost import (
@@ -103,7 +104,7 @@ def plan_of(fleet: Fleet, givens: Givens) -> Plan:
         weights += gib
         lines += _pool_lines(pool, price, watts)
         findings += said.of_pool(fleet, ground, givens, index, plan, seats, price)
-    lines += other_lines(fleet, ground, weights, known=False)
+    lines += [*around_lines(fleet, ground), *other_lines(fleet, ground, weights, known=False)]
     total = bill(lines, ground)
     models = [_with_money(fleet, ground, givens.market, model, pools, models, total) for model in models]
     findings += [finding for model in models for finding in said.of_model(fleet, ground, model)]
