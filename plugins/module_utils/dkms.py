@@ -13,6 +13,9 @@ from typing import Any
 
 MARK = "# Written by gpuyard"
 OVERRIDES = "/etc/dkms"
+TREE = "/var/lib/dkms"
+LATE = (124, 137)
+"""Exit codes of `timeout` where it ended what it ran."""
 
 # Runs as `dkms add` ends, in the folder of the source. What it cannot do is left to DKMS, which then compiles.
 # $1: the kept tree; then name and version of the source; then the source's own hook, if it has one.
@@ -45,6 +48,22 @@ def named(conf: str) -> tuple[str, str] | None:
 def sources(listing: str) -> list[str]:
     """The dkms.conf of each source in a package, by the paths of `dpkg-deb --fsys-tarfile | tar -t`."""
     return sorted(line for line in listing.splitlines() if re.fullmatch(r"(\./)?usr/src/[^/]+/dkms\.conf", line))
+
+
+class RefusedError(Exception):
+    """What was found, why it is refused, the smallest change that would pass."""
+
+
+def aside(seconds: int) -> list[str]:
+    """Words before a build: what serves on this node meanwhile comes first, and it ends (see `LATE`)."""
+    return ["nice", "-n", "19", "ionice", "-c", "3", "timeout", "--kill-after=10", str(seconds)]
+
+
+def last_words(text: str) -> str:
+    """The compiler's, or DKMS's own."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = [line for line in lines if "error" in line.lower()]
+    return "; ".join((wrong or lines)[-3:])[:600]
 
 
 def numbers(release: str) -> list[Any]:

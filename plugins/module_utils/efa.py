@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ansible_collections.gpuyard.fleet.plugins.module_utils.driver_change import numbers
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -112,31 +114,27 @@ def bad_sets(facts: Facts) -> list[BadSet]:
 
 
 def _has(bad: BadSet, facts: Facts) -> bool:
-    installer = _numbers(facts.installer)
-    if bad.before and installer >= _numbers(bad.before):
+    installer = numbers(facts.installer)
+    if bad.before and installer >= numbers(bad.before):
         return False
-    if bad.since and installer < _numbers(bad.since):
+    if bad.since and installer < numbers(bad.since):
         return False
     if bad.kernel_modules and facts.kernel_modules != bad.kernel_modules:
         return False
     if bad.kernels and not _in_kernels(facts.kernel, bad.kernels):
         return False
     for since, versions in ((bad.nccl_since, facts.nccl), (bad.cuda_since, facts.cuda)):
-        if since and not any(_numbers(version) >= _numbers(since) for version in versions):
+        if since and not any(numbers(version) >= numbers(since) for version in versions):
             return False
     return True
 
 
 def _in_kernels(kernel: str, ends: Sequence[str]) -> bool:
-    have = _numbers(kernel)
-    for end in map(_numbers, ends):
+    have = numbers(kernel)
+    for end in map(numbers, ends):
         if end[:2] == have[:2]:
             return have >= end
-    return have[:2] > _numbers(ends[-1])[:2]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    return have[:2] > numbers(ends[-1])[:2]
 
 
 def upstream_kernel(release: str, version: str) -> str:

@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 MARK = "# Ansible managed: gpuyard.fleet.shared_storage"
 """First line of every unit of ours: what has it may be removed when it is asked for no more."""
@@ -122,14 +123,6 @@ NETWORK_SETTINGS = (
 )
 
 
-class StorageError(Exception):
-    """Refused. `rule` is its id, the text says what was found and what to do."""
-
-    def __init__(self, rule: str, message: str) -> None:
-        super().__init__(f"{rule}: {message}")
-        self.rule = rule
-
-
 @dataclass(frozen=True)
 class Mount:
     """One shared file system as the fleet asks for it."""
@@ -160,6 +153,26 @@ class Node:
     """File system types that the kernel cannot mount, and programs of mount(8) that are not there."""
     autofs: bool = True
     """Whether the kernel lets systemd mount at the first access; a container's does not."""
+
+
+MOUNTS = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "kind": {"type": "str", "choices": list(KINDS), "required": True},
+        "source": {"type": "str", "required": True},
+        "path": {"type": "path", "required": True},
+        "read_only": {"type": "bool", "default": False},
+        "required": {"type": "bool", "default": False},
+    },
+}
+"""What a module takes as its C(mounts)."""
+
+
+def mounts_of(given: Sequence[Mapping[str, Any]]) -> list[Mount]:
+    """Of C(mounts) as they were given to a module."""
+    return [Mount(**{**mount, "path": mount["path"].rstrip("/")}) for mount in given]
 
 
 # --- decide ------------------------------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def stale_units(mounts: Sequence[Mount], node: Node, seconds: int) -> list[str]:
 
 def refusals(mounts: Sequence[Mount], node: Node) -> list[str]:
     """Everything that keeps the mounts from being made, each with its rule and the smallest change."""
-    found: list[StorageError] = []
+    found: list[str] = []
     for number, mount in enumerate(mounts):
         found += _of_each_other(mount, mounts[:number])
         others = [name for name in (unit_of(mount.path), unit_of(mount.path, "automount")) if name in node.units]
@@ -230,49 +243,49 @@ def refusals(mounts: Sequence[Mount], node: Node) -> list[str]:
         there = mounted_at(mount.path, node.mountinfo)
         if foreign:
             text = f"{foreign[0]} is another's unit for {mount.path}. Take another path, or remove that unit"
-            found.append(StorageError("STORAGE-UNIT", text))
+            found.append(f"STORAGE-UNIT: {text}")
         elif line := in_fstab(mount.path, node.fstab):
             text = (
                 f"/etc/fstab has `{line}` for {mount.path}, and a mount has one owner. Remove the line, or this mount"
             )
-            found.append(StorageError("STORAGE-FSTAB", text))
+            found.append(f"STORAGE-FSTAB: {text}")
         elif there and not others:
             text = (
                 f"{there.fstype} of {there.source} is mounted at {mount.path} already. Unmount it, or take another path"
             )
-            found.append(StorageError("STORAGE-MOUNTED", text))
+            found.append(f"STORAGE-MOUNTED: {text}")
         elif not there and node.below.get(mount.path):
             names = ", ".join(node.below[mount.path][:3])
             text = f"{mount.path} is not empty ({names}), and the mount would hide that. Move it, or take another path"
-            found.append(StorageError("STORAGE-PATH", text))
+            found.append(f"STORAGE-PATH: {text}")
         found += _of_what_is_missing(mount, node)
-    return [str(refused) for refused in found]
+    return found
 
 
-def _of_each_other(mount: Mount, before: Sequence[Mount]) -> list[StorageError]:
+def _of_each_other(mount: Mount, before: Sequence[Mount]) -> list[str]:
     for other in before:
         if f"{mount.path}/".startswith(f"{other.path}/") or f"{other.path}/".startswith(f"{mount.path}/"):
             text = f"{mount.path} and {other.path} lie in one another. Put them side by side"
-            return [StorageError("STORAGE-NESTED", text)]
+            return [f"STORAGE-NESTED: {text}"]
     return []
 
 
-def _of_what_is_missing(mount: Mount, node: Node) -> list[StorageError]:
+def _of_what_is_missing(mount: Mount, node: Node) -> list[str]:
     kind = KINDS[mount.kind]
     if mount.kind == "bind" and mount.source not in node.folders:
         text = (
             f"{mount.source}, which is to be seen at {mount.path}, is no folder of this node. Make it, or name another"
         )
-        return [StorageError("STORAGE-SOURCE", text)]
+        return [f"STORAGE-SOURCE: {text}"]
     if kind.fstype in node.missing:
         text = (
             f"the running kernel cannot mount {kind.fstype} ({mount.source}). Install the client that is built for it, "
             "or start a kernel that has one; a client's modules are for one kernel alone, so they belong into the image"
         )
-        return [StorageError("STORAGE-CLIENT", text)]
+        return [f"STORAGE-CLIENT: {text}"]
     if kind.helper in node.missing and not kind.packages:
         text = f"there is no {kind.helper} for {mount.source}. Install the client's programs; no distribution has them"
-        return [StorageError("STORAGE-CLIENT", text)]
+        return [f"STORAGE-CLIENT: {text}"]
     return []
 
 

@@ -13,16 +13,22 @@ from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.fleet.plugins.module_utils.dkms import (
+    LATE,
     MARK,
     OVERRIDES,
     RESTORE,
+    TREE,
+    RefusedError,
+    aside,
     current,
     kernels,
+    last_words,
     named,
     override,
     refused,
     sources,
 )
+from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import KEYS
 
 DOCUMENTATION = r"""
 module: driver_modules
@@ -91,13 +97,7 @@ taken:
   elements: str
 """
 
-DKMS_TREE = Path("/var/lib/dkms")
-KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 SUMS, STAMP = "SHA256SUMS", "stamp.json"
-
-
-class RefusedError(Exception):
-    """What was found, why it is refused, the smallest change that would pass."""
 
 
 def digest(path: Path) -> str:
@@ -177,24 +177,19 @@ class Driver:
             root, tree = Path(scratch) / "root", Path(scratch) / "tree"
             tree.mkdir()
             self.ask("dpkg-deb", "--extract", str(deb), str(root))
-            limit = str(self.given["seconds"])
-            # What serves on this node meanwhile comes first.
-            words = ["nice", "-n", "19", "ionice", "-c", "3", "timeout", "--kill-after=10", limit]
-            words += [dkms, "build", "-m", name, "-v", version, "-k", kernel, "-a", self.arch]
+            limit = self.given["seconds"]
+            words = [*aside(limit), dkms, "build", "-m", name, "-v", version, "-k", kernel, "-a", self.arch]
             words += ["--dkmstree", str(tree), "--sourcetree", str(root / conf).rsplit("/", 2)[0]]
             code, out, err = self.module.run_command(words, environ_update={"LC_ALL": "C"})
             if code != 0:
-                why = f"it took longer than {limit} s" if code in (124, 137) else self.words(tree, out + err)
+                why = f"it took longer than {limit} s" if code in LATE else self.words(tree, out + err)
                 raise RefusedError(self.refused(kernel, why))
             self.keep(tree / name / version / kernel / self.arch, folder, deb, kernel)
 
     def words(self, tree: Path, said: str) -> str:
         """The compiler's last words, or DKMS's own."""
         logs = sorted(tree.rglob("make.log"))
-        text = logs[0].read_text(errors="replace") if logs else said
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        wrong = [line for line in lines if "error" in line.lower()]
-        return "; ".join((wrong or lines)[-3:])[:600]
+        return last_words(logs[0].read_text(errors="replace") if logs else said)
 
     def refused(self, kernel: str, why: str) -> str:
         return refused(self.given["node"], self.given["version"], kernel, why)
@@ -225,8 +220,8 @@ class Driver:
             folder = self.tree / name / version / kernel / self.arch
             if self.whole(folder, self.basis(deb, kernel)):
                 continue
-            there = DKMS_TREE / name / version / kernel / self.arch
-            installed = Path(f"{DKMS_TREE}/{name}/kernel-{kernel}-{self.arch}").resolve() == there.resolve()
+            there = Path(TREE) / name / version / kernel / self.arch
+            installed = Path(f"{TREE}/{name}/kernel-{kernel}-{self.arch}").resolve() == there.resolve()
             (taken if installed and there.is_dir() else built).append(kernel)
             if check:
                 continue

@@ -16,6 +16,7 @@ from ansible_collections.gpuyard.fleet.plugins.module_utils.efa import (
     upstream_kernel,
 )
 from ansible_collections.gpuyard.fleet.plugins.module_utils.fabric import Expected, judge_efa, read_fi_info
+from ansible_collections.gpuyard.fleet.plugins.module_utils.pci import find, read
 
 DOCUMENTATION = r"""
 module: efa_info
@@ -89,21 +90,7 @@ VENDOR, DEVICE = "0x1d0f", "0xefa"
 
 
 def addresses(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
-    return sorted(
-        device.name
-        for device in root.iterdir()
-        if read(device / "vendor") == VENDOR and read(device / "device").startswith(DEVICE)
-    )
-
-
-def read(file: Path) -> str:
-    """A device may vanish between listing and reading; then it is not there."""
-    try:
-        return file.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return find(root, VENDOR, DEVICE, of="device")
 
 
 def asked(*words: str) -> str:

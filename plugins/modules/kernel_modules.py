@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.fleet.plugins.module_utils.dkms import LATE, TREE, RefusedError, aside, last_words
 from ansible_collections.gpuyard.fleet.plugins.module_utils.kernel_change import dkms_modules
 
 DOCUMENTATION = r"""
@@ -49,13 +50,6 @@ built:
 """
 
 
-TREE = Path("/var/lib/dkms")
-
-
-class RefusedError(Exception):
-    """What was found, why it is refused, the smallest change that would pass."""
-
-
 class Dkms:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
@@ -63,14 +57,12 @@ class Dkms:
         self.release = module.params["release"]
 
     def run(self, verb: str, name: str, version: str) -> tuple[int, str]:
-        limit = str(self.module.params["seconds"])
-        # What serves on this node meanwhile comes first.
-        words = ["nice", "-n", "19", "ionice", "-c", "3", "timeout", "--kill-after=10", limit]
-        words += ["dkms", verb, "-m", name, "-v", version, "-k", self.release]
+        limit = self.module.params["seconds"]
+        words = [*aside(limit), "dkms", verb, "-m", name, "-v", version, "-k", self.release]
         code, out, err = self.module.run_command(words, environ_update={"LC_ALL": "C"})
-        if code in (124, 137):
+        if code in LATE:
             return code, f"it took longer than {limit} s"
-        log = TREE / name / version / "build" / "make.log"
+        log = Path(TREE) / name / version / "build" / "make.log"
         built = verb == "build" and log.is_file()
         return code, last_words(log.read_text(errors="replace") if built else out + err)
 
@@ -108,13 +100,6 @@ class Dkms:
                 f"KERNEL-MODULE: kernel {self.release} on {self.node} would load driver {found or 'none'}, and {have} "
                 "is loaded. Bring the node to the driver of the lock first: playbooks/operate/upgrade_driver.yml"
             )
-
-
-def last_words(text: str) -> str:
-    """The compiler's, or DKMS's own."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if "error" in line.lower()]
-    return "; ".join((wrong or lines)[-3:])[:600]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.fleet.plugins.module_utils.pci import find
 
 DOCUMENTATION = r"""
 module: pci_devices_info
@@ -42,24 +43,6 @@ addresses:
   type: list
   elements: str
 """
-
-
-def read(file: Path) -> str:
-    """A device may vanish between listing and reading; then it is not there."""
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def find(root: Path, vendor: str, class_code: str) -> list[str]:
-    if not root.is_dir():
-        return []
-    return sorted(
-        device.name
-        for device in root.iterdir()
-        if read(device / "vendor") == vendor and read(device / "class").startswith(class_code)
-    )
 
 
 def main() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.fleet.plugins.module_utils.shared_storage import (
     KINDS,
+    MOUNTS,
     Mount,
     Node,
     mounted_at,
+    mounts_of,
     refusals,
     stale_units,
     units_for,
@@ -139,24 +141,13 @@ def can_mount(module: AnsibleModule, fstype: str) -> bool:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "mounts": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "kind": {"type": "str", "choices": list(KINDS), "required": True},
-                    "source": {"type": "str", "required": True},
-                    "path": {"type": "path", "required": True},
-                    "read_only": {"type": "bool", "default": False},
-                    "required": {"type": "bool", "default": False},
-                },
-            },
+            "mounts": MOUNTS,
             "seconds": {"type": "int", "required": True},
         },
         supports_check_mode=True,
     )
     seconds = module.params["seconds"]
-    mounts = [Mount(**{**mount, "path": mount["path"].rstrip("/")}) for mount in module.params["mounts"]]
+    mounts = mounts_of(module.params["mounts"])
     node = look(module, mounts)
     units: dict[str, str] = {}
     enabled: dict[str, bool] = {}

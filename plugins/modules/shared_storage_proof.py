@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.fleet.plugins.module_utils.shared_storage import (
-    KINDS,
+    MOUNTS,
     Answer,
     Mount,
     judge,
     mounted_at,
+    mounts_of,
     slower,
 )
 
@@ -169,18 +170,7 @@ def ended(child: int, patience: float) -> bool:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "mounts": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "kind": {"type": "str", "choices": list(KINDS), "required": True},
-                    "source": {"type": "str", "required": True},
-                    "path": {"type": "path", "required": True},
-                    "read_only": {"type": "bool", "default": False},
-                    "required": {"type": "bool", "default": False},
-                },
-            },
+            "mounts": MOUNTS,
             "seconds": {"type": "int", "required": True},
             "mib": {"type": "int", "default": 0},
             "repeats": {"type": "int", "default": 1},
@@ -188,7 +178,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    mounts = [Mount(**{**mount, "path": mount["path"].rstrip("/")}) for mount in module.params["mounts"]]
+    mounts = mounts_of(module.params["mounts"])
     mib = 0 if module.check_mode else module.params["mib"]
     proofs, refused = {}, []
     for mount in mounts:
