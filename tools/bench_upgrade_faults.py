@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -75,7 +74,7 @@ ROWS = (
     Row("signed-by-conflict", (), "", "", REFUSED, fresh=True),
     Row("driver-library-newer", (), "", "", REFUSED),
     # Of the new driver: gone with it.
-    Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK, fresh=True),
+    Row("dkms-build-fails", (f"version={NEW}",), "", "", REFUSED, fresh=True),
     Row("postinst-fails", (), "", "", ROLLED_BACK, fresh=True),
     Row("headers-missing", (), INSTALL, BACK, ROLLED_BACK),
     Row("secure-boot", (), INSTALL, BACK, ROLLED_BACK),
@@ -162,7 +161,7 @@ class Bench:
             return self.walk(row)
         except CommandError as error:
             with suppress(CommandError):
-                self.tidy(RESUMED)
+                self.tidy(QUARANTINED)
             nothing = dict.fromkeys(("requests", *LOST), 0)
             return Ended(row, "broken off", str(error), None, None, {**nothing, "lossless": False})
 
@@ -176,14 +175,21 @@ class Bench:
                 self.lab("break", self.place(row), row.fault, *row.parameters)
             began = time.time()
             playing = self.play()
-            if row.at:
-                wait(row.at, lambda: self.own.came(self.node, row.at, known) or playing.poll() is not None, 300)
-                began = time.time()
-                self.lab("break", self.place(row), row.fault, *row.parameters)
-            if row.until:
-                wait(row.until, lambda: self.own.came(self.node, row.until, known) or playing.poll() is not None, 600)
-                self.lab("mend", self.place(row), row.fault)
-            code = self.end_of(playing)
+            try:
+                if row.at:
+                    wait(row.at, lambda: self.own.came(self.node, row.at, known) or playing.poll() is not None, 300)
+                    began = time.time()
+                    self.lab("break", self.place(row), row.fault, *row.parameters)
+                if row.until:
+                    wait(
+                        row.until, lambda: self.own.came(self.node, row.until, known) or playing.poll() is not None, 600
+                    )
+                    self.lab("mend", self.place(row), row.fault)
+                code = self.end_of(playing)
+            finally:
+                if playing.poll() is None:
+                    playing.kill()
+                    playing.wait()
             ended = time.time()
             if row.end == RESUMED:
                 self.lab("mend", self.place(row), row.fault)
@@ -210,7 +216,6 @@ class Bench:
         try:
             return playing.wait(timeout=600)
         except subprocess.TimeoutExpired:
-            playing.send_signal(signal.SIGKILL)
             raise CommandError("the upgrade does not come to its end") from None
 
     def reason(self) -> str:
@@ -222,7 +227,7 @@ class Bench:
             with suppress(CommandError):
                 self.lab("mend", "--all", place)
         if end == QUARANTINED:
-            self.own.on(self.node, "rm /var/lib/gpuyard/driver-upgrade.json")
+            self.own.on(self.node, "rm -f /var/lib/gpuyard/driver-upgrade.json")
             lock(self.own, OLD)
             self.own.played("site", "--limit", self.node)
             self.own.played("operate/undrain_node", "--limit", self.node)

@@ -4,7 +4,7 @@ Real: the playbook with its states, roles and note, apt with a signed archive, D
 gateway, which writes down what it was told and on which kernel, the driver (a stub) and its service; no engine runs.
 
 In this order: a kernel whose module does not build, one that comes up and is kept, one that panics, one that nobody
-reaches.
+reaches, and one that comes to its end, or goes back, although the power goes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpuyard.lab import agent, mirror
+from gpuyard.lab import agent, host, mirror
 
 from .conftest import PROJECT, Guest
 from .test_real_kernel import DEB as DRIVER
@@ -242,3 +243,41 @@ def test_a_kernel_that_does_not_come_up_gives_way_to_the_old_one_by_itself(
     assert boots(machine) == {"saved_entry": before}
     machine.reboot()
     assert machine.kernel == before
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        # A kernel that was on trial when the power went is one that fell over, as far as anybody can tell.
+        ("validation-required", "rollback-done"),
+        ("drain-required", "upgrade-done"),
+    ],
+)
+def test_where_the_power_goes_in_an_upgrade_the_same_command_ends_it(machine: Guest, state: str, end: str) -> None:
+    before, release = machine.kernel, machine.kernels[1]
+    machine.said(f"rm -f /etc/systemd/system/*.wants/wrong.service; systemctl daemon-reload; : >{GATE_LOG}")
+    with ThreadPoolExecutor(1) as operator:
+        broken_off = operator.submit(upgraded, machine, release)
+        assert host.wait_until(lambda: broken_off.done() or now_at(machine, state), SECONDS, 0.5)
+        assert not broken_off.done(), broken_off.result().stdout
+        machine.cut()
+        assert broken_off.result().returncode != 0
+    machine.up()
+    assert gate(machine)[-1:] in ([], [f"DRAIN {before}"]), "it is not given requests before it is proven"
+    done = upgraded(machine, release)
+    assert note(machine)["state"] == end, done.stdout
+    assert (done.returncode == 0) == (end == "upgrade-done")
+    kernel = release if end == "upgrade-done" else before
+    assert (machine.kernel, machine.driver) == (kernel, OLD)
+    assert gate(machine)[-1] == f"UP {kernel}"
+    assert boots(machine) == {"saved_entry": kernel}
+    assert machine.said("dpkg --audit; ls /etc/dkms | grep no-autoinstall || true") == ""
+
+
+def now_at(guest: Guest, state: str) -> bool:
+    """Whether an upgrade is in a state. A machine that is just booting says nothing."""
+    try:
+        told = guest.on("cat /var/lib/gpuyard/kernel-upgrade.json", 30)
+    except subprocess.TimeoutExpired:
+        return False
+    return told.returncode == 0 and json.loads(told.stdout)["state"] == state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuyard.lab.faults.model import Fault, Injection, OnNode, Parameter, Probe, Step
-from gpuyard.lab.faults.words import UNLOADED, gpu_state, helper, kernel, logged
+from gpuyard.lab.faults.words import IN_HAND, UNLOADED, gpu_state, helper, kernel, logged
 
 CATALOG = "docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html"
 MEMORY = "docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt"
@@ -159,7 +159,7 @@ def stop_hangs(injection: Injection) -> tuple[Step, ...]:
             f"systemctl daemon-reload\n"
             f"case $(systemctl show -p ActiveState --value {unit}) in deactivating)\n"
             f"  systemctl kill -s KILL --kill-who=all {unit} ;;\nesac\n"
-            f'[ ! -e "$keep/active" ] || systemctl start {unit}',
+            f'[ ! -e "$keep/active" ] || {IN_HAND} || systemctl start {unit}',
         ),
     )
 
@@ -442,7 +442,7 @@ FAULTS = (
                 "systemctl kill -s KILL nvidia-fabricmanager.service 2>/dev/null || true",
                 "systemctl unmask --runtime nvidia-fabricmanager.service 2>/dev/null\n"
                 "systemctl reset-failed nvidia-fabricmanager.service 2>/dev/null || true\n"
-                "systemctl start nvidia-fabricmanager.service",
+                f"{IN_HAND} || systemctl start nvidia-fabricmanager.service",
             ),
         ),
         lambda _: Probe("! systemctl is-active --quiet nvidia-fabricmanager.service"),

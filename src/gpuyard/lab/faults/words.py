@@ -135,6 +135,10 @@ def helper(injection: Injection, command: str, ready: str) -> OnNode:
     return OnNode(f"{stop}\nsystemd-run --quiet --collect --unit={unit} {command}\n{wait}", stop)
 
 
+# Whoever changes a driver has stopped its daemons and starts them again: begun in between, they hold what he unloads.
+IN_HAND = """grep -Eqs '"state": "(drain|driver-install|validation|uncordon|rollback)-required"' \
+  /var/lib/gpuyard/driver-upgrade.json"""
+
 # What a driver that is not loaded after a boot looks like: its daemons and the engines that need it are down too.
 UNLOADED = OnNode(
     """\
@@ -148,8 +152,8 @@ xargs -r systemctl stop <"$keep/active"
 for module in nvidia_peermem nvidia_drm nvidia_modeset nvidia_uvm nvidia; do
   if lsmod | grep -q "^$module "; then rmmod $module; fi
 done""",
-    """\
-if [ -e "$keep/active" ]; then
+    f"""\
+if [ -e "$keep/active" ] && ! {IN_HAND}; then
   xargs -r modprobe -a <"$keep/modules"
   xargs -r systemctl reset-failed <"$keep/active" 2>/dev/null || true
   xargs -r systemctl start <"$keep/active"
