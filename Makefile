@@ -117,9 +117,9 @@ bench-drain: setup ## restart all engines under load, with and without a drain, 
 
 .PHONY: bench-upgrade
 bench-upgrade: RUNS = 3
-bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, and once without a drain, and print what each costs
+bench-upgrade: ## upgrade a loaded fleet's driver and roll it back RUNS times, and once without a drain, and print what each costs; REAL=1 with real engines
 	@tools/setup $(LAB)
-	@. ./activate && python tools/bench_upgrade.py --runs $(RUNS)
+	@. ./activate && python tools/bench_upgrade.py --runs $(RUNS) $(if $(REAL),--real)
 
 .PHONY: bench-faults
 bench-faults: setup ## break a node in each way while its driver is upgraded under load; then break and mend everything ten times

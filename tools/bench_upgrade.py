@@ -1,19 +1,20 @@
 """Bring a serving fleet to another driver and back, again and again under load, and print what was lost; beside it the
 play that is written without gpuyard (tools/naive_upgrade.yml), on the same fleet, under the same load.
 
-The fleet is made for it: three GPU nodes with simulated engines, on the older one of two drivers. The load is short,
-long and streamed requests (`gpuyard bench load`), begun before the first node is touched and ended after the last one
-is back; the client tries nothing twice. Retries are those of the gateway, of which a user sees nothing. A node is out
-of rotation while the gateway has it as anything but UP, as asked five times a second: without a drain, that begins
-some seconds after the engine has gone. Downloads are those of packages by a node that is out of rotation. `wall` is the
-time from the first node's leaving to the last one's return, less the soak that was asked for, as a multiple of what the
-nodes were out of rotation, one after the other: what is above 1 is ours. A reboot and a fabric manager's start cost
-nothing here.
+The fleet is made for it, on the older one of two drivers: three GPU nodes with simulated engines, or with --real two
+with real ones, which start and compile in their own time. The load is short, long and streamed requests (`gpuyard
+bench load`), begun before the first node is touched and ended after the last one is back; the client tries nothing
+twice. Retries are those of the gateway, of which a user sees nothing. A node is out of rotation while the gateway has
+it as anything but UP, as asked five times a second: without a drain, that begins some seconds after the engine has
+gone. Downloads are those of packages by a node that is out of rotation. `wall` is the time from the first node's
+leaving to the last one's return, less the soak that was asked for, as a multiple of what the nodes were out of
+rotation, one after the other: what is above 1 is ours. A reboot and a fabric manager's start cost nothing here.
 
 The naive play stops the fleet's own units, in which an engine lets its requests end (`drain_seconds`). What it loses is
 what comes to an engine that is ending; with vLLM's own default, which lets none end, it would lose more.
 
 Usage: python tools/bench_upgrade.py [--runs 3] [--naive 1] [--rate 20] [--compile 435] [--start 60] [--seed N]
+       python tools/bench_upgrade.py --real [--runs 3] [--rate 0.5]
 Exit code 0 only if upgrades and rollbacks lost nothing, and the play without a drain lost something.
 """
 
@@ -114,17 +115,18 @@ class Walk:
         return self.run.seconds / sum(self.outages.values())
 
 
-def lock(own: OwnFleet, driver: str, changes: Mapping[str, str] | None = None) -> None:
+def lock(own: OwnFleet, driver: str, changes: Mapping[str, str] | None = None, spec: str = "drill") -> None:
     """Ask for another driver, or for something else, and lock it."""
     # What is shown here outlives the branches that it is shown with.
     until = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
     accept = f'accept: [{{rule: COMPAT-BRANCH-END, reason: Shown in the lab., until: "{until}"}}]\n'
-    own.write(PROJECT / "fleets/drill.yaml", {'branch: "580"': f"version: {driver}", **(changes or {})}, accept)
+    own.write(PROJECT / f"fleets/{spec}.yaml", {'branch: "580"': f"version: {driver}", **(changes or {})}, accept)
     own.lock()
 
 
 def nodes_of(own: OwnFleet) -> list[str]:
-    return [f"{own.stack}-chat-{index}" for index in range(3)]
+    addresses = json.loads((own.project / f".gpuyard/labs/{own.stack}/addresses.json").read_text())
+    return sorted(name for name in addresses if name.startswith(f"{own.stack}-chat-"))
 
 
 def drivers(own: OwnFleet) -> list[str]:
@@ -322,7 +324,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="so many upgrades and rollbacks")
     # A compiler makes them long.
     parser.add_argument("--naive", type=int, default=1, help="so many naive plays forth and back")
-    parser.add_argument("--rate", type=float, default=20, help="requests a second")
+    parser.add_argument("--real", action="store_true", help="real engines on two nodes, and no injected delays")
+    parser.add_argument("--rate", type=float, help="requests a second (20, of real engines 0.5)")
     # Of NVIDIA's open modules 595.45.04, measured on two cores: the kernel's part alone, as DKMS builds it.
     parser.add_argument("--compile", type=float, default=435, help="processor time that a driver's modules take, s")
     # An example of the time that an engine takes for weights of 70B on 8 GPUs; the smaller it is, the more the time of
@@ -330,24 +333,27 @@ def main() -> int:
     parser.add_argument("--start", type=float, default=60, help="seconds until an engine listens, beside its own")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  (dice, not a secret)
     options = parser.parse_args()
+    rate = options.rate or (0.5 if options.real else 20)
+    spec = "lab" if options.real else "drill"
     print(f"seed {options.seed}", flush=True)
     walks: list[Walk] = []
     with own_fleet("bench", PROJECT) as own:
 
         def to(driver: str, way: tuple[str, str]) -> None:
-            walks.append(walk(own, way, options.rate, options.seed + len(walks)))
-            if (found := drivers(own)) != [driver] * 3:
+            walks.append(walk(own, way, rate, options.seed + len(walks)))
+            if set(found := drivers(own)) != {driver}:
                 raise CommandError(f"after {way[0]} the nodes run {', '.join(found)}, and not {driver}")
 
-        lock(own, OLD)
+        lock(own, OLD, spec=spec)
         own.done("gpuyard", "lab", "up", "--stack", own.stack)
-        with_a_compiler(own, options.compile)
-        with_slow_starts(own, options.start)
+        if not options.real:
+            with_a_compiler(own, options.compile)
+            with_slow_starts(own, options.start)
         # First, so that a load that shows nothing is known at once.
         for driver in (NEW, OLD) * options.naive:
-            lock(own, driver)
+            lock(own, driver, spec=spec)
             to(driver, NAIVE)
-        lock(own, NEW)
+        lock(own, NEW, spec=spec)
         for _ in range(options.runs):
             to(NEW, UPGRADE)
             to(OLD, ROLLBACK)
