@@ -33,7 +33,7 @@ KEYS: dict[str, list[object]] = {
     "memory.engines": [row.since for row in MEMORY.engines],
     "memory.non_torch": [(row.since, row.tensor_parallel_size, row.nvlink) for row in MEMORY.non_torch],
     "memory.quantizations": [row.method for row in MEMORY.quantizations],
-    "memory.forward": [row.base_gib for row in MEMORY.forward],
+    "memory.forward": [row.blas_gib for row in MEMORY.forward],
     "memory.others": [row.engine for row in MEMORY.others],
     "model_shapes": [row.model for row in load_shapes()],
     "gpus": [row.name for row in CATALOG.gpus],

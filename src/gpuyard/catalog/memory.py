@@ -85,7 +85,8 @@ class Forward(Row):
     """Buffers as wide as the model."""
     sampler_hiddens: float
     """Buffers as wide as the model that are still held while the sampler runs."""
-    base_gib: float
+    blas_gib: tuple[float, float]
+    """Workspace that PyTorch gives cuBLAS: in general, and on compute capability 9 and 10."""
     spread: tuple[float, float]
     """Low and high as shares of what is likely."""
     encoder_hiddens: Range

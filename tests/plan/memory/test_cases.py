@@ -42,21 +42,21 @@ def scores(track: str, half: str) -> dict[str, float]:
 
 def test_the_half_that_was_fitted() -> None:
     given, alone = scores("weights", "fitted"), scores("config", "fitted")
-    assert (given["cases"], given["median"] <= 0.003, given["worst"] <= 0.013, given["coverage"]) == (
+    assert (given["cases"], given["median"] <= 0.001, given["worst"] <= 0.013, given["coverage"]) == (
         7,
         True,
         True,
         1.0,
     )
-    assert (alone["cases"], alone["median"] <= 0.007, alone["worst"] <= 0.021) == (7, True, True)
+    assert (alone["cases"], alone["median"] <= 0.006, alone["worst"] <= 0.021) == (7, True, True)
 
 
 def test_the_half_that_is_only_scored() -> None:
-    """Two starts are far off, both on the safe side, and docs/fit.md says why."""
+    """Three starts are far off, all on the safe side, and docs/fit.md says why."""
     given, alone = scores("weights", "scored"), scores("config", "scored")
-    assert (given["cases"], given["median"] <= 0.0055, given["most_optimistic"] <= 0.02) == (12, True, True)
-    assert (given["worst"] <= 0.143, given["coverage"] >= 0.9) == (True, True)
-    assert (alone["cases"], alone["median"] <= 0.004, alone["worst"] <= 0.121, alone["coverage"] >= 0.9) == (
+    assert (given["cases"], given["median"] <= 0.004, given["most_optimistic"] <= 0.02) == (12, True, True)
+    assert (given["worst"] <= 0.141, given["coverage"] >= 0.9) == (True, True)
+    assert (alone["cases"], alone["median"] <= 0.0025, alone["worst"] <= 0.119, alone["coverage"] >= 0.9) == (
         13,
         True,
         True,

@@ -202,7 +202,7 @@ WORDS: dict[str, tuple[float, dict[str, Any]]] = {
                    "num_hidden_layers": 32, "vocab_size": 51_200}),
     "starcoder2": (15.96, {"model_type": "starcoder2", "hidden_size": 6144, "intermediate_size": 24_576,
                            "num_attention_heads": 48, "num_key_value_heads": 4, "num_hidden_layers": 40,
-                           "vocab_size": 49_152}),
+                           "vocab_size": 49_152, "tie_word_embeddings": False}),
     "jamba: experts in every second layer, the second one first": (51.57, {
         "model_type": "jamba", "hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32,
         "num_key_value_heads": 8, "num_hidden_layers": 32, "num_experts": 16, "num_experts_per_tok": 2,

@@ -23,6 +23,8 @@ class Board:
     nvlink: bool
     display: bool = False
     """A card for a desk, or one that is not known: more of its memory goes beside PyTorch's."""
+    hopper: bool = False
+    """Compute capability 9 or 10: PyTorch gives cuBLAS a larger workspace there."""
 
     @property
     def likely_gib(self) -> float:
@@ -34,7 +36,8 @@ def board_of(gpu: Gpu) -> Board:
     # Drivers differ in what they keep for themselves.
     spread = 0.15 if gpu.memory_measured else 0.4
     memory = (gpu.memory_gib - spread, gpu.memory_gib, gpu.memory_gib + spread)
-    return Board(gpu.name, memory, gpu.nvlink, gpu.name.startswith("GeForce"))
+    hopper = numbers(gpu.compute_capability)[0] in (9, 10)
+    return Board(gpu.name, memory, gpu.nvlink, gpu.name.startswith("GeForce"), hopper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def batch_of(engine: EngineMemory, board: Board, seqs: int | None, batched: int 
     return Batch(min(seqs if seqs is not None else engine.seqs[int(large)], max(batched, 1)), batched)
 
 
-def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batch, tensor: int) -> Term:
+def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batch, board: Board, tensor: int) -> Term:
     """Peak of the trial run: the larger of the forward pass and of the sampler over all sequences."""
     hidden = batch.max_num_batched_tokens * shape.hidden * 2 / GIB
     # Before 0.8 the trial run of a model that sees had as many sequences as images fit into a batch: one or two.
@@ -84,16 +87,17 @@ def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batc
     logits = rows * shape.vocab / GIB
     wide = _forward(shape, forward, batch, tensor) / GIB
     experts = any(layer.experts for layer in shape.layers) and engine.keeps_expert_buffers
-    kept = forward.sampler_hiddens * hidden
+    # The sampler holds the hidden states of the whole batch, and those that it takes the logits of.
+    kept = forward.sampler_hiddens * hidden + rows * shape.hidden * 2 / GIB
     kept += batch.max_num_batched_tokens * _routed(shape, tensor) * 2 / GIB if experts else 0.0
-    dense = all(not layer.experts and layer.mixer not in ("delta", "mamba2") for layer in shape.layers)
+    dense = not shape.stateful and not any(layer.experts for layer in shape.layers)
     sizes = engine.dense_sampler_bytes if dense and engine.dense_sampler_bytes else engine.sampler_bytes
     sampler = [size * logits + kept for size in sizes]
     if engine.first_rank_samples and tensor > 1:
         sampler[0] = 0.0  # the other ranks log what is left on them, and any of these lines may be the one that is read
     encoder = [count * hidden for count in forward.encoder_hiddens] if shape.multimodal else (0.0, 0.0, 0.0)
     low, likely, high = (
-        max(wide * spread, held) + forward.base_gib + seen
+        max(wide * spread, held) + forward.blas_gib[board.hopper] + seen
         for spread, held, seen in zip((forward.spread[0], 1.0, forward.spread[1]), sampler, encoder, strict=True)
     )
     return Term(low, likely, high)
@@ -102,11 +106,10 @@ def activation(shape: Shape, engine: EngineMemory, forward: Forward, batch: Batc
 def _forward(shape: Shape, forward: Forward, batch: Batch, tensor: int) -> float:
     """Bytes of the widest layer's buffers."""
     widest = 0.0
-    for experts in {layer.experts for layer in shape.layers}:
+    for experts, intermediate in {(layer.experts, layer.intermediate) for layer in shape.layers}:
+        width = forward.intermediates * intermediate / tensor
         if experts and shape.experts:
-            width = _routed(shape, tensor) + 3 * shape.experts.shared_intermediate / tensor
-        else:
-            width = forward.intermediates * shape.intermediate / tensor
+            width = max(width, _routed(shape, tensor) + 3 * shape.experts.shared_intermediate / tensor)
         widest = max(widest, width)
     return batch.max_num_batched_tokens * (widest + forward.hiddens * shape.hidden) * 2
 
@@ -116,7 +119,7 @@ def _routed(shape: Shape, tensor: int) -> float:
     if shape.experts is None:
         return 0.0
     inner = shape.experts.intermediate / tensor
-    return shape.experts.per_token * (max(2 * inner, shape.hidden) + inner)
+    return shape.experts.per_token * (max(2 * inner, shape.experts.latent or shape.hidden) + inner)
 
 
 def non_torch(tables: MemoryTables, version: str, tensor: int, board: Board) -> Term:

@@ -208,7 +208,9 @@ def board_named(gpus: Sequence[Gpu], text: str) -> Board:
     if seen:
         total = float(seen[1])
         memory, name = (total - 0.01, total, total + 0.01), found.name if found else text
-        return Board(name, memory, bool(found and found.nvlink), board_of(found).display if found else total < _DESK)
+        if found:
+            return replace(board_of(found), memory_gib=memory)
+        return Board(name, memory, nvlink=False, display=total < _DESK)
     if found:
         return board_of(found)
     if size:

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
+from gpuyard.plan.memory.mixers import Mixed, linear_of, mixers_of
+from gpuyard.plan.memory.quantized import cache_dtype, quantization
+from gpuyard.plan.memory.reader import Reader, whole
 from gpuyard.plan.memory.shape import Experts, Latent, Layer, Linear, Mixer, Shape
-from gpuyard.spec.errors import RefusedError
+from gpuyard.plan.memory.towers import towers_of
 
-_ABSURD = 2**53  # no whole number beyond this is exact in JSON
-_MOST = {"hidden_size": 131_072, "num_hidden_layers": 1_000, "vocab_size": 4_000_000, "num_attention_heads": 4_096}
-_ALIASES = {
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
-    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
-    "num_key_value_heads": (
-        "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num",
-    ),
-    "head_dim": ("head_dim", "kv_channels"),
-    "vocab_size": ("vocab_size", "padded_vocab_size"),
-    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", "d_ff"),
-    "max_position_embeddings": (
-        "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
-    ),
-    "experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
-    "experts_per_token": (
-        "num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_k", "moe_top_k", "top_k_experts",
-    ),
-    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-    "shared_width": ("shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size"),
-    "dense_layers": ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
-    "expert_step": ("decoder_sparse_step", "interleave_moe_layer_step", "expert_layer_period"),
-}  # fmt: skip
 _UNGATED = (
     "opt", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "codegen", "bloom", "falcon", "phi", "starcoder2", "mpt",
-    "nemotron", "nemotron_h", "persimmon", "bert", "roberta", "xlm-roberta",
+    "nemotron", "nemotron_h", "persimmon", "arcee", "apertus", "whisper", "bert", "roberta", "xlm-roberta",
 )  # fmt: skip
 """Kinds whose feed-forward part has two matrices: no gate."""
-_LINEAR = ("linear_attention", "mamba", "mamba2", "gated_delta_net", "kda", "linear", "recurrent", "gdn")
+_TIED = (
+    "gemma", "opt", "gpt2", "gpt_bigcode", "bloom", "falcon", "cohere", "minicpm3", "mpt", "starcoder2", "mamba",
+    "smollm3", "ernie4_5", "lfm2", "whisper", "zamba",
+)  # fmt: skip
+"""Beginnings of kinds whose input embedding is their output head unless they say otherwise."""
+_UNTIED = ("mamba2",)
+CHECKED = frozenset((
+    "apertus", "arcee", "aya_vision", "bamba", "bloom", "chatglm", "cohere", "cohere2", "dbrx", "deepseek_v2",
+    "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "falcon_h1",
+    "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4", "glm4", "glm4_moe",
+    "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj",
+    "granitemoe", "granitemoehybrid", "hunyuan_v1_dense", "hunyuan_v1_moe", "internvl", "internvl_chat",
+    "jamba", "kimi_k2", "kimi_k25", "kimi_linear", "lfm2", "lfm2_moe", "llama", "llama4", "llava", "llava_next",
+    "longcat_flash", "mamba", "mamba2", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "minimax_m3_vl",
+    "mistral", "mistral3", "mixtral", "mpt", "nemotron", "nemotron-nas", "nemotron_h", "olmo2", "olmo3",
+    "olmoe", "opt", "paligemma", "phi", "phi3", "phimoe", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_moe",
+    "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl",
+    "qwen3_vl_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "voxtral", "whisper",
+))  # fmt: skip
+"""Kinds whose parameters come out right: those of tests/plan/memory/configs.json and of the catalog."""
+_LEARNED_PLACES = ("opt", "gpt2", "gpt_bigcode", "whisper")
+"""Kinds that learn an embedding for each position."""
 
 
 # A config.json leaves out what its class in transformers has by default. Those that published ones rely on.
@@ -51,124 +52,219 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "phi3": {"vocab_size": 32_064},
     "gemma2": {"head_dim": 256, "sliding_window": 4096},
     "gemma": {"head_dim": 256},
+    "cohere2": {"sliding_window": 4096},
 }  # fmt: skip
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """The shape that a config.json tells. Raises RefusedError: FIT-CONFIG names the field and what would pass."""
     text = _text(config)
-    reader = _Reader(text, name)
-    latent, linear, experts = _latent(reader), _linear(reader), _experts(reader, config)
-    hidden, count = reader.needed("hidden_size"), reader.needed("num_hidden_layers")
+    reader = Reader(text, name)
+    latent, linear, experts = _latent(reader), linear_of(reader), _experts(reader, config)
+    hidden = reader.needed("hidden_size")
     # A model of states alone has heads of states and no others.
-    heads = reader.number("num_attention_heads") or (linear.value_heads if linear else 0)
+    heads = reader.number("num_attention_heads") or (linear[1].value_heads if linear else 0)
     heads = heads or reader.needed("num_attention_heads")
+    if linear and reader.number("num_attention_heads") is None:
+        heads = min(heads, hidden)
     vocab = reader.needed("vocab_size")
     if hidden < heads:
         raise reader.refused("hidden_size", f"{hidden} is less than its {heads} attention heads", "set it as trained")
+    layers = _layers(reader, heads, latent, linear, experts)
+    method, bits, group, unquantized = quantization(config, text)
+    seen, kept, sees = towers_of(config, text, hidden)
+    kind = str(text.get("model_type", ""))
+    encoder = _encoder(reader) if kind == "whisper" else 0
+    return Shape(
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        vocab=vocab,
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", _ties(text)))),
+        max_model_len=_longest(reader),
+        dtype=_dtype(config, text),
+        gated=not (kind in _UNGATED or text.get("hidden_act") in ("relu2", "xielu")),
+        attention_gate=bool(text.get("attn_output_gate", "qwen3_next" in kind)),
+        experts=experts,
+        latent=latent,
+        linear=linear[1] if linear else None,
+        quantization=method,
+        bits=bits,
+        group=group,
+        unquantized=unquantized,
+        cache_dtype=cache_dtype(config, text),
+        whole_params=kept,
+        extra_params=seen + encoder + _embeddings(reader, kind, hidden, vocab),
+        multimodal=sees or kind == "whisper",
+        kind=str(config.get("model_type", "")),
+        checked=str(config.get("model_type", "")) in CHECKED,
+        encoder_tokens=reader.number("max_source_positions") or 0,
+        source="its config.json",
+    )
+
+
+def _layers(
+    reader: Reader,
+    heads: int,
+    latent: Latent | None,
+    linear: tuple[Mixer, Linear] | None,
+    experts: Experts | None,
+) -> tuple[Layer, ...]:
+    text, hidden = reader.config, reader.needed("hidden_size")
+    kind = str(text.get("model_type", ""))
     kv_heads = reader.number("num_key_value_heads") or (1 if text.get("multi_query") else heads)
     head_dim = reader.number("head_dim") or hidden // heads
     if kv_heads > heads or heads % kv_heads:
         raise reader.refused(
             "num_key_value_heads", f"{kv_heads} do not divide the {heads} attention heads", f"e.g. {heads}"
         )
-    mixers = _mixers(reader, count, latent, linear)
+    if isinstance(blocks := cast("object", text.get("block_configs")), list):
+        return tuple(_block(reader, item, heads, head_dim) for item in cast("list[object]", blocks))
+    told = text.get("layers_block_type")
+    count = len(cast("list[Any]", told)) if isinstance(told, list) else reader.needed("num_hidden_layers")
+    mixed = mixers_of(reader, count, latent, linear)
+    count = len(mixed)
     wide = reader.number("global_head_dim"), reader.number("num_global_key_value_heads")
-    dense_first, step = reader.number("dense_layers") or 0, reader.number("expert_step") or 1
+    narrow = reader.number("swa_head_dim"), reader.number("swa_num_key_value_heads"), reader.number("swa_v_head_dim")
+    value = None if latent else reader.number("v_head_dim")
+    widths, sparse = _widths(reader, count, experts), _sparse(reader, count)
+    both = bool(text.get("enable_moe_block"))  # gemma4: a dense part beside the experts
+    first_shared = count - (reader.number("num_kv_shared_layers") or 0)
+    per_layer = (reader.number("hidden_size_per_layer_input") or 0) * 2 * hidden
+    per_layer += (reader.number("laurel_rank") or 0) * 2 * hidden
+
+    def layer(index: int, one: Mixed) -> Layer:
+        size, own = head_dim, kv_heads
+        if one.mixer == "full":
+            size, own = wide[0] or size, wide[1] or own
+        elif one.mixer == "sliding":
+            size, own = narrow[0] or size, narrow[1] or own
+        mixture = bool(experts) and one.part in ("any", "experts") and (one.part == "experts" or sparse[index])
+        bare = one.part in ("bare", "experts") or (mixture and not both)
+        values = (narrow[2] if one.mixer == "sliding" else None) or value or size
+        return Layer(
+            mixer=one.mixer,
+            kv_heads=own,
+            head_dim=size,
+            window=one.window,
+            experts=mixture,
+            intermediate=0 if bare else widths[index],
+            value_dim=values,
+            beside=one.beside,
+            kept=index < first_shared,
+            extra=per_layer,
+        )
+
+    made = tuple(layer(index, one) for index, one in enumerate(mixed))
+    if kind == "whisper":
+        # Each layer of the decoder attends to itself, then to what the encoder made.
+        return tuple(
+            part
+            for item in made
+            for part in (replace(item, intermediate=0), replace(item, mixer=cast("Mixer", "cross")))
+        )
+    if kind.startswith("longcat"):
+        # Each layer has two attentions and two dense parts; the experts stand beside the first.
+        return tuple(
+            part
+            for item, width in zip(made, widths, strict=True)
+            for part in (replace(item, intermediate=width), replace(item, intermediate=width, experts=False))
+        )
+    return made
+
+
+def _widths(reader: Reader, count: int, experts: Experts | None) -> list[int]:
+    """Of the dense feed-forward part of each layer."""
+    text = reader.config
+    if reader.number("num_attention_heads") is None:
+        return [0] * count
+    listed = cast("object", text.get("intermediate_size"))
+    told = cast("list[Any]", listed) if isinstance(listed, list) else []
+    if len(told) == count and all(map(whole, told)):
+        return [int(width) for width in told]
+    wanted = experts.intermediate if experts else 4 * reader.needed("hidden_size")
+    width = reader.number("dense_intermediate_size") or reader.number("intermediate_size_mlp")
+    width = width or reader.number("intermediate_size") or wanted
+    if text.get("block_auto_adjust_ff_dim"):
+        step = reader.number("block_multiple_of") or 256
+        width = -(-int(2 * width / 3 * float(text.get("block_ffn_dim_multiplier") or 1)) // step) * step
+    return [width] * count
+
+
+def _sparse(reader: Reader, count: int) -> list[bool]:
+    """Which layers have experts, where the model has any."""
+    text = reader.config
+    flags = cast("object", text.get("moe_layer_freq"))
+    if isinstance(flags, list) and len(cast("list[Any]", flags)) >= count:
+        return [bool(flag) for flag in cast("list[Any]", flags)[:count]]
+    first, step = reader.number("dense_layers") or 0, reader.number("expert_step") or 1
     offset = reader.number("expert_layer_offset")
-    sparse = step - 1 if offset is None else offset
+    at = step - 1 if offset is None else offset
     listed = cast("object", text.get("mlp_only_layers"))
-    dense = [item for item in cast("list[Any]", listed) if _whole(item)] if isinstance(listed, list) else []
+    dense = [item for item in cast("list[Any]", listed) if whole(item)] if isinstance(listed, list) else []
     told = cast("object", text.get("mlp_layer_types"))
     if isinstance(told, list):
         dense += [index for index, kind in enumerate(cast("list[Any]", told)) if kind == "dense"]
-    layers = tuple(
-        Layer(
-            mixer=mixer,
-            kv_heads=wide[1] or kv_heads if mixer == "full" else kv_heads,
-            head_dim=wide[0] or head_dim if mixer == "full" else head_dim,
-            window=window,
-            experts=bool(experts) and index >= dense_first and index not in dense and index % step == sparse % step,
-        )
-        for index, (mixer, window) in enumerate(mixers)
-    )
-    method, bits, group, unquantized = _quantization(config, text)
-    towers = {
-        key: _tower(cast("Mapping[str, Any]", text[key]), hidden)
-        for key in ("vision_config", "audio_config", "vision_encoder")
-        if isinstance(text.get(key), Mapping)
-    }
-    # Mistral's own format keeps its tower whole on every rank.
-    whole = towers.get("vision_encoder", 0)
-    each = (reader.number("hidden_size_per_layer_input") or 0) * count
-    bare = reader.number("num_attention_heads") is None
-    wanted = experts.intermediate if experts else 0 if bare else 4 * hidden
-    return Shape(
-        name=name,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        intermediate=reader.number("intermediate_size_mlp") or reader.number("intermediate_size") or wanted,
-        vocab=vocab,
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", _ties(config)))),
-        max_model_len=_longest(reader),
-        dtype=_dtype(config, text),
-        gated=text.get("model_type") not in _UNGATED,
-        attention_gate=bool(text.get("attn_output_gate", "qwen3_next" in str(text.get("model_type", "")))),
-        experts=experts,
-        latent=latent,
-        linear=linear,
-        quantization=method,
-        bits=bits,
-        group=group,
-        unquantized=unquantized,
-        cache_dtype=_cache_dtype(config, text),
-        whole_params=whole,
-        # Beside the towers: embeddings of each layer's own, as of gemma3n.
-        extra_params=sum(towers.values()) - whole + each * (reader.number("vocab_size_per_layer_input") or vocab),
-        multimodal=bool(towers),
-        source="its config.json",
+    return [index >= first and index not in dense and index % step == at % step for index in range(count)]
+
+
+def _block(reader: Reader, told: object, heads: int, head_dim: int) -> Layer:
+    """A layer of a model whose layers were cut down one by one (Nemotron-NAS, DeciLM)."""
+    if not isinstance(told, Mapping):
+        raise reader.refused("block_configs", "a block is no object", "take the model's own config.json")
+    block, hidden, extra = cast("Mapping[str, Any]", told), reader.needed("hidden_size"), 0
+
+    def part(key: str) -> tuple[Mapping[str, Any], bool]:
+        nonlocal extra
+        value = cast("object", block.get(key))
+        own = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else cast("Mapping[str, Any]", {})
+        if own.get("replace_with_linear"):
+            extra += hidden * hidden
+        return own, not (own.get("no_op") or own.get("replace_with_linear"))
+
+    attention, attends = part("attention")
+    forward, feeds = part("ffn")
+    shared = attention.get("n_heads_in_group") or 1
+    if not whole(shared) or heads % int(shared):
+        raise reader.refused("n_heads_in_group", f"{shared!r} does not divide the {heads} heads", "e.g. 8")
+    width = forward.get("intermediate_size")
+    if not whole(width):
+        multiple = forward.get("ffn_mult") or 0
+        if not isinstance(multiple, int | float) or not 0 <= multiple < 1000:
+            raise reader.refused("ffn_mult", f"{multiple!r} is no multiple of the width", "e.g. 5.25")
+        width = -(-int(2 * multiple * hidden / 3) // 256) * 256
+    return Layer(
+        mixer="full" if attends else "none",
+        kv_heads=heads // int(shared),
+        head_dim=head_dim,
+        window=None,
+        experts=False,
+        intermediate=int(cast("int", width)) if feeds else 0,
+        value_dim=head_dim,
+        extra=extra,
     )
 
 
-def _whole(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 <= value < _ABSURD and value == int(value)
+def _encoder(reader: Reader) -> int:
+    """Parameters of the encoder that whisper's decoder reads."""
+    width, layers = reader.needed("hidden_size"), reader.number("encoder_layers") or 0
+    inner = reader.number("encoder_ffn_dim") or 4 * width
+    heard = 3 * ((reader.number("num_mel_bins") or 80) + width) + (reader.number("max_source_positions") or 0)
+    return layers * (4 * width * width + 2 * width * inner) + heard * width
 
 
-class _Reader:
-    def __init__(self, config: Mapping[str, Any], name: str) -> None:
-        self.config = config
-        self.name = name
-
-    def number(self, key: str) -> int | None:
-        """A whole number above nothing, by any of its names; None where it is not told."""
-        for alias in _ALIASES.get(key, (key,)):
-            value = self.config.get(alias)
-            if isinstance(value, list) and value and all(map(_whole, cast("list[Any]", value))):
-                value = max(cast("list[int]", value))  # told layer by layer: the widest
-            if value is None or isinstance(value, (list, dict)):
-                continue
-            if not _whole(value):
-                raise self.refused(alias, f"{value!r} is no whole number above 0", "set it as the model was trained")
-            if int(value) > _MOST.get(key, _ABSURD):
-                raise self.refused(alias, f"{value} is more than any model has", f"at most {_MOST[key]}")
-            return int(value) or None
-        return None
-
-    def needed(self, key: str) -> int:
-        value = self.number(key)
-        if value is None:
-            names = " or ".join(_ALIASES.get(key, (key,)))
-            raise self.refused(key, "it is not there, or 0", f"add {names}")
-        return value
-
-    def refused(self, field: str, why: str, change: str) -> RefusedError:
-        return RefusedError("FIT-CONFIG", f"{self.name}: {field}", why, change)
+def _embeddings(reader: Reader, kind: str, hidden: int, vocab: int) -> int:
+    """Parameters of further embeddings: each layer's own, as of gemma3n, with their projection; learned positions."""
+    each = (reader.number("hidden_size_per_layer_input") or 0) * (reader.number("num_hidden_layers") or 0)
+    more = each * ((reader.number("vocab_size_per_layer_input") or vocab) + hidden)
+    # gemma3n keeps further streams of hidden states, with a projection there and back for each.
+    more += 2 * max((reader.number("altup_num_inputs") or 1) - 1, 0) * hidden * hidden
+    places = reader.number("max_position_embeddings") or 0 if kind in _LEARNED_PLACES else 0
+    return more + places * hidden
 
 
-def _longest(reader: _Reader) -> int:
+def _longest(reader: Reader) -> int:
     """Tokens of context, with the scaling of positions that vLLM multiplies by."""
     told = reader.number("max_position_embeddings") or 2048
     scaling = cast("object", reader.config.get("rope_scaling") or reader.config.get("rope_parameters"))
@@ -180,7 +276,7 @@ def _longest(reader: _Reader) -> int:
         return told
     match str(own.get("rope_type") or own.get("type")):
         case "yarn":
-            return int(original * factor) if _whole(original) and original else told
+            return int(original * factor) if whole(original) and original else told
         case "linear" | "dynamic":
             return int(told * factor)
         case _:
@@ -202,9 +298,10 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for part in [*parts, config] for key, value in part.items()}
 
 
-def _ties(config: Mapping[str, Any]) -> bool:
+def _ties(text: Mapping[str, Any]) -> bool:
     """Families that tie unless they say otherwise."""
-    return str(config.get("model_type", "")).startswith(("gemma", "opt", "gpt2", "bloom", "falcon", "cohere"))
+    kind = str(text.get("model_type", ""))
+    return kind.startswith(_TIED) and kind not in _UNTIED
 
 
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
@@ -213,7 +310,7 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
     return "float16" if told == "float32" else told.removeprefix("torch.")
 
 
-def _latent(reader: _Reader) -> Latent | None:
+def _latent(reader: Reader) -> Latent | None:
     rank = reader.number("kv_lora_rank")
     if rank is None:
         return None
@@ -224,47 +321,15 @@ def _latent(reader: _Reader) -> Latent | None:
         nope=reader.number("qk_nope_head_dim") or 128,
         value=reader.number("v_head_dim") or 128,
         index_head_dim=reader.number("index_head_dim") or 0,
+        index_heads=reader.number("index_n_heads") or 0,
     )
 
 
-def _state_dtype(reader: _Reader) -> str:
-    """Of the recurrent state, where a family has its own whatever the file tells."""
-    return "float32" if str(reader.config.get("model_type", "")).startswith("qwen3_5") else "auto"
-
-
-def _linear(reader: _Reader) -> Linear | None:
-    value_heads = reader.number("linear_num_value_heads")
-    if value_heads:
-        return Linear(
-            key_heads=reader.number("linear_num_key_heads") or value_heads,
-            value_heads=value_heads,
-            key_dim=reader.number("linear_key_head_dim") or 128,
-            value_dim=reader.number("linear_value_head_dim") or 128,
-            convolution=reader.number("linear_conv_kernel_dim") or 4,
-            state_bytes=4 if reader.config.get("mamba_ssm_dtype", _state_dtype(reader)) == "float32" else 2,
-        )
-    state = reader.number("mamba_d_state") or reader.number("ssm_state_size") or reader.number("state_size")
-    if not state:
-        return None
-    hidden = reader.needed("hidden_size")
-    heads = reader.number("mamba_n_heads") or reader.number("mamba_num_heads") or reader.number("num_heads") or 128
-    width = reader.number("mamba_d_head") or reader.number("mamba_head_dim")
-    width = width or (reader.number("mamba_expand") or reader.number("expand") or 2) * hidden // heads
-    return Linear(
-        key_heads=reader.number("mamba_n_groups") or reader.number("n_groups") or 1,
-        value_heads=heads,
-        key_dim=state,
-        value_dim=width,
-        convolution=reader.number("mamba_d_conv") or reader.number("conv_kernel") or 4,
-        state_bytes=4 if reader.config.get("mamba_ssm_cache_dtype", "") == "float32" else 2,
-    )
-
-
-def _experts(reader: _Reader, config: Mapping[str, Any]) -> Experts | None:
+def _experts(reader: Reader, config: Mapping[str, Any]) -> Experts | None:
     count = reader.number("experts")
     if not count or count == 1:
         return None
-    intermediate = reader.number("moe_intermediate_size") or reader.number("intermediate_size") or 0
+    intermediate = reader.number("expert_width") or reader.number("intermediate_size") or 0
     if str(config.get("model_type", "")).startswith("llama4"):
         intermediate = reader.number("intermediate_size") or intermediate
     if not intermediate:
@@ -274,125 +339,6 @@ def _experts(reader: _Reader, config: Mapping[str, Any]) -> Experts | None:
         shared = (reader.number("shared_experts") or 0) * intermediate
     if str(reader.config.get("model_type", "")).startswith("llama4"):
         shared = intermediate
-    return Experts(count, min(reader.number("experts_per_token") or 2, count), intermediate, shared)
-
-
-def _mixers(
-    reader: _Reader, count: int, latent: Latent | None, linear: Linear | None
-) -> list[tuple[Mixer, int | None]]:
-    config = reader.config
-    window = reader.number("sliding_window") if config.get("use_sliding_window", True) else None
-    chunk = reader.number("attention_chunk_size")
-    types = config.get("layer_types") or config.get("layers_block_type") or config.get("block_types")
-    pattern = config.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        letters: dict[str, Mixer] = {"M": "mamba2", "*": "full"}
-        return [(letters.get(letter, "none"), None) for letter in pattern]
-    if isinstance(types, list) and types:
-        told = cast("list[Any]", types)
-        if len(told) < count:
-            raise reader.refused("layer_types", f"{len(told)} of {count} layers are told", "tell every layer")
-        return [_mixer(str(kind), window, chunk, latent, linear) for kind in told[:count]]
-    step = reader.number("full_attention_interval") or reader.number("attn_layer_period")
-    if linear and step:
-        offset = reader.number("attn_layer_offset")
-        at = step - 1 if offset is None else offset
-        state: Mixer = "delta" if "linear_num_value_heads" in config else "mamba2"
-        return [("full" if index % step == at else state, None) for index in range(count)]
-    if linear and reader.number("num_attention_heads") is None:
-        return [("mamba2", None)] * count
-    if latent:
-        return [("mla", None)] * count
-    kind = str(config.get("model_type", ""))
-    period = reader.number("sliding_window_pattern") or (6 if kind.startswith("gemma3") else 0)
-    if window and kind.startswith(("gemma2", "gpt_oss")):
-        return [("sliding" if index % 2 == 0 else "full", window if index % 2 == 0 else None) for index in range(count)]
-    if window and period > 1:
-        return [("full", None) if (index + 1) % period == 0 else ("sliding", window) for index in range(count)]
-    if kind.startswith("llama4"):
-        return [("full", None) if (index + 1) % 4 == 0 else ("chunked", chunk or 8192) for index in range(count)]
-    if window and window < (reader.number("max_position_embeddings") or 2**40):
-        return [("sliding", window)] * count
-    return [("full", None)] * count
-
-
-def _mixer(
-    kind: str, window: int | None, chunk: int | None, latent: Latent | None, linear: Linear | None
-) -> tuple[Mixer, int | None]:
-    if "sliding" in kind and window:
-        return "sliding", window
-    if "chunked" in kind and chunk:
-        return "chunked", chunk
-    if kind in _LINEAR:
-        return ("delta" if linear and linear.key_heads > 8 else "mamba2") if linear else "none", None
-    if kind in ("mlp", "moe", "ffn"):
-        return "none", None
-    return ("mla" if latent else "full"), None
-
-
-def _quantization(
-    config: Mapping[str, Any], text: Mapping[str, Any]
-) -> tuple[str | None, int | None, int | None, tuple[str, ...]]:
-    told = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(told, Mapping):
-        return None, None, None, ()
-    quantization = cast("Mapping[str, Any]", told)
-    method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown").lower()
-    layout = f"{quantization.get('quant_algo')} {quantization.get('format')}".lower()
-    if method.startswith(("modelopt", "compressed-tensors")) and "fp4" in layout:
-        method = "mxfp4" if "mxfp4" in layout else "nvfp4"
-    bits, group = quantization.get("bits") or quantization.get("w_bit"), quantization.get("group_size")
-    groups = quantization.get("config_groups")
-    if isinstance(groups, Mapping) and groups:
-        first = next(iter(cast("Mapping[str, Any]", groups).values()))
-        weights = first.get("weights") if isinstance(first, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if isinstance(weights, Mapping):
-            bits = weights.get("num_bits") or bits  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            group = weights.get("group_size") or group  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
-        bits = 4 if quantization.get("load_in_4bit") else 8
-    listed = cast("object", quantization.get("ignore") or quantization.get("modules_to_not_convert"))
-    left = [str(item) for item in cast("list[Any]", listed)] if isinstance(listed, list) else []
-    parts = {"self_attn": "attention", "linear_attn": "attention", "experts": "experts", "mlp": "mlp"}
-    kept = {part for word, part in parts.items() for item in left if word in item and "shared" not in item}
-    kept |= {"shared" for item in left if "shared_expert" in item}
-    # Names of single layers, as compressed-tensors lists them, say nothing of the kind as a whole.
-    kept -= {"mlp", "experts"} if any("gate" in item or "router" in item for item in left) else set()
-    if str(config.get("model_type", "")).startswith("gpt_oss"):
-        kept |= {"attention"}
-    whole = int(group) if isinstance(group, int) and group > 0 else None  # pyright: ignore[reportUnknownArgumentType]
-    return method, int(bits) if isinstance(bits, int) else None, whole, tuple(sorted(kept))
-
-
-def _cache_dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
-    """What the files say the cache was calibrated for: vLLM takes it where it is not told another."""
-    told = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(told, Mapping):
-        return None
-    quantization = cast("Mapping[str, Any]", told)
-    scheme = cast("object", quantization.get("kv_cache_scheme"))
-    bits = cast("Mapping[str, Any]", scheme).get("num_bits") if isinstance(scheme, Mapping) else None
-    return "fp8" if bits == 8 or str(quantization.get("kv_cache_quant_algo", "")).upper() == "FP8" else None
-
-
-def _tower(tower: Mapping[str, Any], hidden: int) -> int:
-    """Parameters of a vision or audio tower with its projector."""
-
-    def number(*names: str) -> int:
-        values = [tower.get(name) for name in names]
-        return next((int(value) for value in values if _whole(value) and value), 0)
-
-    width, depth = (
-        number("hidden_size", "vt_hidden_size", "embed_dim", "d_model", "width"),
-        number("num_hidden_layers", "vt_num_hidden_layers", "depth", "encoder_layers"),
+    return Experts(
+        count, min(reader.number("experts_per_token") or 2, count), intermediate, shared, reader.number("latent_width")
     )
-    depth += number("num_global_layers")
-    inner = number("intermediate_size", "vt_intermediate_size", "encoder_ffn_dim") or 4 * width
-    matrices = 3 if str(tower.get("hidden_act", "")) in ("silu", "swiglu") else 2
-    out = number("out_hidden_size", "output_dim") or hidden
-    # What joins so many patches into one token; a model may have further ones for what it takes out half-way.
-    merged = width * (number("spatial_merge_size") or 2) ** 2
-    joint = (merged if number("spatial_merge_size") else width * 2) ** 2 + merged * out
-    halfway = tower.get("deepstack_visual_indexes")
-    joints = 1 + (len(cast("list[Any]", halfway)) if isinstance(halfway, list) else 0)
-    return depth * (4 * width * width + matrices * width * inner) + joints * joint

@@ -29,6 +29,7 @@ from gpuyard.spec.errors import RefusedError
 NEWEST = "0.33.0"
 OLDEST = "0.6.0"
 _SOURCE = "docs/fit.md"
+_UNCHECKED = 5  # a kind of model that nobody counted: what it has of its own may be as much
 _PRINTED = 0.01  # GiB: measured weights come from a line with two decimals
 
 
@@ -124,7 +125,7 @@ def _reckon(
 
     weights = _weights(shape, settings, quantization, dtype, forward.weights_spread)
     taken = (
-        activation(shape, engine, forward, batch, tensor),
+        activation(shape, engine, forward, batch, board, tensor),
         non_torch(tables, settings.engine, tensor * pipeline, board),
         graphs(shape, engine, forward, settings.enforce_eager),
     )
@@ -239,7 +240,7 @@ def _weights(
         return [Term(told - _PRINTED, told, told + _PRINTED)] * settings.pipeline_parallel_size
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
     # Sizes in files are exact up to what loading pads; how a quantisation that only a flag names packs is a guess.
-    doubt = 0.5 if shape.files else 3.0 if quantization else 1.0
+    doubt = 0.5 if shape.files else (3.0 if quantization else 1.0) * (1 if shape.checked else _UNCHECKED)
     stages = [size / GIB for size in weights_of(shape, tensor, pipeline, quantization, dtype).per_rank]
     low, high = 1 - (1 - spread[0]) * doubt, 1 + (spread[1] - 1) * doubt
     return [Term(size * low, size, size * high) for size in stages]
@@ -290,6 +291,10 @@ def _doubts(done: Fit, shape: Shape, settings: Settings, engine: EngineMemory) -
     if not shape.verified:
         have, change = "a shape from memory", "give --model config.json"
         found.append(Finding("FIT-SHAPE", "amber", done.model, have, "its config.json", change, shape.source, False))
+    if not shape.checked and not shape.files and settings.weights_gib is None:
+        have = f"model_type {shape.kind or '(none)'}, of which no model was counted"
+        change = "give --weights-gib, or a directory with its files; and compare the tokens with one start's log"
+        found.append(Finding("FIT-KIND", "amber", done.model, have, "a kind that is known", change, _SOURCE, False))
     if not engine.verified or numbers(settings.engine) > numbers(NEWEST):
         have, need = f"vLLM {settings.engine}, whose planning was not read in full", "one start of it"
         change = "compare with that start's log"

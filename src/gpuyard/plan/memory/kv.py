@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["full", "mla", "sliding", "chunked", "mamba"]
+Kind = Literal["full", "mla", "sliding", "chunked", "cross", "mamba"]
 Planner = Literal[
     "one-group", "groups", "groups-1.25", "groups-first", "stages-first", "groups-1.5", "padded", "padded-null"
 ]
@@ -31,7 +31,7 @@ class Spec:
     unit_bytes: int
     """Bytes per token; of mamba: per state."""
     window: int | None = None
-    """Tokens of a sliding window or of a chunk."""
+    """Tokens of a sliding window, of a chunk, or of what an encoder makes."""
     padded: int | None = None
     """Bytes that a page is padded to."""
     states: int = 1
@@ -52,6 +52,8 @@ class Spec:
                 return _up(min((self.window or 0) - 1 + in_flight_tokens, max_model_len), self.block_size) + 1
             case "chunked":
                 return _up(min((self.window or 0) + in_flight_tokens, max_model_len), self.block_size)
+            case "cross":
+                return _up(self.window or 0, self.block_size)
             case "mamba":
                 return self.states
 

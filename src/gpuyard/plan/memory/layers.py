@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpuyard.plan.memory.kv import Spec
-from gpuyard.plan.memory.shape import Layer, Linear, Shape
+from gpuyard.plan.memory.shape import STATES, Layer, Linear, Mixer, Shape
 from gpuyard.plan.memory.weights import DTYPE_BYTES, stage_layers
 
 KV_DTYPES = (
@@ -33,10 +33,11 @@ class CacheSettings:
 
 def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec]]]:
     """The layers with a cache of each pipeline stage, by name."""
-    known = {layer: _spec(shape, layer, settings) for layer in set(shape.layers)}
-    specs = [known[layer] for layer in shape.layers]
-    states = [spec for spec in specs if spec and spec.kind == "mamba"]
-    tokens = [spec for spec in specs if spec and spec.kind != "mamba"]
+    known = {layer: _specs(shape, layer, settings) for layer in set(shape.layers)}
+    kept = [(index, spec) for index, layer in enumerate(shape.layers) for spec in known[layer]]
+    specs = [spec for _, spec in kept]
+    states = [spec for spec in specs if spec.kind == "mamba"]
+    tokens = [spec for spec in specs if spec.kind != "mamba"]
     if states and tokens:
         # One pool serves both, so blocks of tokens grow until they hold a state, and states are padded to their page.
         state, token = max(spec.unit_bytes for spec in states), max(spec.unit_bytes for spec in tokens)
@@ -44,34 +45,26 @@ def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec
         step = max(step, settings.block_size) if settings.grows_by_block else step
         size = max(_up(_up(state, token), step) * step, settings.block_size)
         specs = [
-            spec
-            and (
-                replace(spec, block_size=size, padded=size * token)
-                if spec.kind == "mamba"
-                else replace(spec, block_size=size)
-            )
-            for spec in specs
+            replace(spec, block_size=size, padded=size * token if spec.kind == "mamba" else None) for spec in specs
         ]
-    named = [(f"layers.{index}", spec) for index, spec in enumerate(specs)]
-    if settings.speculative_tokens and tokens:
-        named.append(("draft", next(spec for spec in reversed(specs) if spec and spec.kind != "mamba")))
+    named = [(index, f"layers.{index}.{spec.kind}", spec) for (index, _), spec in zip(kept, specs, strict=True)]
     ranks: list[list[tuple[str, Spec]]] = []
     for stage in range(settings.pipeline):
         own = stage_layers(len(shape.layers), stage, settings.pipeline)
-        last = stage == settings.pipeline - 1
-        kept = [*named[own.start : own.stop], *(named[len(shape.layers) :] if last else ())]
-        ranks.append([(name, spec) for name, spec in kept if spec])
+        ranks.append([(name, spec) for index, name, spec in named if index in own])
+    if settings.speculative_tokens and tokens:
+        ranks[-1].append(("draft", next(spec for spec in reversed(specs) if spec.kind != "mamba")))
     return ranks
 
 
 def token_bytes(layer: Layer, settings: CacheSettings) -> int:
     """Bytes that a layer of attention keeps for one token on one rank. K and V both count; heads are never cut."""
     heads = max(1, layer.kv_heads // settings.tensor)
-    dtype, size = settings.dtype, layer.head_dim
+    dtype, size = settings.dtype, layer.head_dim + layer.value_dim
     if dtype.startswith("nvfp4"):
-        return 2 * heads * (size // 2 + size // 16)
+        return heads * (size // 2 + size // 16)
     extra = 2 * heads * 4 if dtype.endswith("per_token_head") else 0
-    return 2 * heads * size * _bytes(settings) + extra
+    return heads * size * _bytes(settings) + extra
 
 
 def _bytes(settings: CacheSettings) -> int:
@@ -80,36 +73,44 @@ def _bytes(settings: CacheSettings) -> int:
     return DTYPE_BYTES.get(settings.model_dtype if settings.dtype == "auto" else settings.dtype, 2)
 
 
-def _spec(shape: Shape, layer: Layer, settings: CacheSettings) -> Spec | None:
+def _specs(shape: Shape, layer: Layer, settings: CacheSettings) -> list[Spec]:
+    """What a layer keeps: nothing, a cache, a state, or both."""
+    mixers = (layer.mixer, layer.beside) if layer.kept else (layer.beside,)
+    return [spec for mixer in mixers if (spec := _spec(shape, layer, mixer, settings))]
+
+
+def _spec(shape: Shape, layer: Layer, mixer: Mixer, settings: CacheSettings) -> Spec | None:
     size = settings.block_size
-    match layer.mixer:
-        case "none":
+    if mixer == "none":
+        return None
+    if mixer == "mla":
+        if shape.latent is None:
             return None
-        case "mla":
-            if shape.latent is None:
-                return None
-            width = shape.latent.kv_rank + shape.latent.rope
-            # The scaled format keeps the rotary part in 16 bits, and four scales.
-            own = 656 if settings.dtype == "fp8_ds_mla" else width * _bytes(settings)
-            index = shape.latent.index_head_dim
-            # The indexer keeps a key in 8 bits and a scale in 4 bytes for 128 values.
-            return Spec("mla", size, own + (index + _up(index, 128) * 4 if index else 0))
-        case "delta" | "mamba2":
-            if shape.linear is None:
-                return None
-            states = settings.states_per_request + settings.speculative_tokens
-            own = _state(layer.mixer == "delta", shape.linear, settings.tensor)
-            return Spec("mamba", settings.block_size, own, states=states)
-        case _:
-            heads = max(1, layer.kv_heads // settings.tensor)
-            return Spec(layer.mixer, size, token_bytes(layer, settings), layer.window, layout=(heads, layer.head_dim))
+        width = shape.latent.kv_rank + shape.latent.rope
+        # The scaled format keeps the rotary part in 16 bits, and four scales.
+        own = 656 if settings.dtype == "fp8_ds_mla" else width * _bytes(settings)
+        index = shape.latent.index_head_dim
+        # The indexer keeps a key in 8 bits and a scale in 4 bytes for 128 values.
+        return Spec("mla", size, own + (index + _up(index, 128) * 4 if index else 0))
+    if mixer in STATES:
+        if shape.linear is None:
+            return None
+        states = settings.states_per_request + settings.speculative_tokens
+        return Spec("mamba", size, _state(mixer, shape.linear, settings.tensor), states=states)
+    heads = max(1, layer.kv_heads // settings.tensor)
+    if mixer == "cross":
+        return Spec("cross", size, token_bytes(layer, settings), shape.encoder_tokens, layout=(heads, layer.head_dim))
+    kind = "sliding" if mixer == "sliding" else "chunked" if mixer == "chunked" else "full"
+    return Spec(kind, size, token_bytes(layer, settings), layer.window, layout=(heads, layer.head_dim))
 
 
-def _state(delta: bool, linear: Linear, tensor: int) -> int:
+def _state(mixer: Mixer, linear: Linear, tensor: int) -> int:
     keys, values = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
-    groups = max(1, linear.key_heads // tensor) * linear.key_dim * tensor if not delta else keys
-    convolution = (linear.convolution - 1) * (2 * groups + values) // tensor * 2
-    return convolution + linear.value_heads * linear.value_dim * linear.key_dim // tensor * linear.state_bytes
+    if mixer == "mamba2" and linear.key_heads % tensor:
+        # Where ranks do not divide the groups, each has one of its own.
+        keys = tensor * linear.key_dim
+    convolution = (linear.convolution - 1) * (2 * keys + values) // tensor * 2
+    return convolution + values * linear.key_dim // tensor * linear.state_bytes
 
 
 def _up(number: int, step: int) -> int:

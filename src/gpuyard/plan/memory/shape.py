@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Mixer = Literal["full", "sliding", "chunked", "mla", "delta", "mamba2", "none"]
-"""How a layer mixes tokens; delta: gated delta net and kin (linear attention)."""
+Mixer = Literal[
+    "full", "sliding", "chunked", "cross", "mla", "delta", "kda", "mamba1", "mamba2", "lightning", "conv", "none"
+]
+"""How a layer mixes tokens. cross: it reads what an encoder made. delta, kda, lightning: kinds of linear attention.
+conv: a short convolution alone."""
+STATES = ("delta", "kda", "mamba1", "mamba2", "lightning", "conv")
+"""Mixers that keep a state for each request in the place of a cache of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,17 @@ class Layer:
     window: int | None
     """Tokens of the window or chunk."""
     experts: bool
-    """Its feed-forward part is a mixture of experts."""
+    """It has a mixture of experts."""
+    intermediate: int
+    """Width of its dense feed-forward part, which may stand beside the experts; 0: it has none."""
+    value_dim: int
+    """Size of a head's values, where that is not the size of its keys."""
+    beside: Mixer = "none"
+    """A state that it keeps beside its attention, as Falcon-H1."""
+    kept: bool = True
+    """It has a cache of its own, and does not read an earlier layer's."""
+    extra: int = 0
+    """Parameters of what else it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,8 @@ class Experts:
     intermediate: int
     shared_intermediate: int
     """Width of all shared experts together."""
+    latent: int | None = None
+    """Width of what the experts see, where it is projected first; the shared ones see all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,7 @@ class Latent:
     value: int
     index_head_dim: int
     """Of the indexer of sparse attention, which keeps keys of its own; 0: none."""
+    index_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,8 @@ class Linear:
     """Tokens that the convolution before it looks at."""
     state_bytes: int
     """Bytes of one value of the recurrent state."""
+    rank: int = 0
+    """Of the low-rank part of Mamba's time step, or of the gates of KDA; 0: of full rank, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,6 @@ class Shape:
     layers: tuple[Layer, ...]
     hidden: int
     heads: int
-    intermediate: int
     vocab: int
     tied: bool
     """Input embedding and output head are one."""
@@ -92,13 +111,23 @@ class Shape:
     multimodal: bool
     files: tuple[int, int] | None = None
     """Of its files: values in 16 or 32 bits, which are served in dtype, and bytes of all others; None: not at hand."""
+    kind: str = ""
+    """Its model_type."""
+    checked: bool = True
+    """Models of its kind were counted and came out right."""
+    encoder_tokens: int = 0
+    """That an encoder makes of a request, for the layers that read them."""
     source: str = ""
     verified: bool = True
 
     @property
     def kv_heads(self) -> int:
-        return max((layer.kv_heads for layer in self.layers), default=1)
+        return max((layer.kv_heads for layer in self.layers if layer.mixer != "none"), default=1)
 
     @property
     def attention_free(self) -> bool:
-        return all(layer.mixer in ("delta", "mamba2", "none") for layer in self.layers)
+        return all(layer.mixer in (*STATES, "none") for layer in self.layers)
+
+    @property
+    def stateful(self) -> bool:
+        return any(layer.mixer in STATES or layer.beside in STATES for layer in self.layers)

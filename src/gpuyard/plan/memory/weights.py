@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpuyard.catalog.memory import Quantization
-from gpuyard.plan.memory.shape import Latent, Layer, Linear, Shape
+from gpuyard.plan.memory.shape import STATES, Latent, Layer, Linear, Mixer, Shape
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "auto": 2, "float": 4, "float32": 4}
 _VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
@@ -74,37 +74,29 @@ def _bytes_of(shape: Shape, quantization: Quantization | None) -> float:
 def _layer(shape: Shape, layer: Layer, tensor: int, quantization: Quantization | None) -> Mapping[str, float]:
     """Parameters by part; `plain` is what is never quantised."""
     hidden = shape.hidden
-    parts: dict[str, float] = {"plain": 2.0 * hidden}
-    match layer.mixer:
-        case "mla" if shape.latent:
-            parts["attention"] = _latent(shape, shape.latent, tensor)
-            # vLLM keeps the up-projection a second time, in dtype, for decoding.
-            parts["plain"] += shape.latent.kv_rank * shape.heads / tensor * (shape.latent.nope + shape.latent.value)
-        case "delta" | "mamba2" if shape.linear:
-            parts["attention"] = _linear(hidden, shape.linear) / tensor
-        case "none":
-            pass
-        case _:
-            own = max(1.0, layer.kv_heads / tensor)
-            queries = shape.heads * layer.head_dim / tensor
-            parts["attention"] = hidden * ((2 + shape.attention_gate) * queries + 2 * own * layer.head_dim)
+    parts: dict[str, float] = {"plain": 2.0 * hidden + layer.extra, "attention": 0.0}
+    if layer.mixer == "mla" and shape.latent:
+        parts["attention"] += _latent(shape, shape.latent, tensor)
+        # vLLM keeps the up-projection a second time, in dtype, for decoding.
+        parts["plain"] += shape.latent.kv_rank * shape.heads / tensor * (shape.latent.nope + shape.latent.value)
+    for mixer in (layer.mixer, layer.beside):
+        if mixer in STATES and shape.linear:
+            parts["attention"] += _linear(hidden, shape.linear, mixer) / tensor
+    if layer.mixer in ("full", "sliding", "chunked", "cross"):
+        own = max(1.0, layer.kv_heads / tensor) * (layer.head_dim + layer.value_dim)
+        queries = shape.heads / tensor * ((1 + shape.attention_gate) * layer.head_dim + layer.value_dim)
+        parts["attention"] += hidden * (queries + own)
     matrices = 3 if shape.gated else 2
+    parts["mlp"] = matrices * hidden * layer.intermediate / tensor
     if layer.experts and shape.experts:
         experts = shape.experts
         width = experts.intermediate / tensor
         if quantization and quantization.expert_rounding:
             width = -(-width // quantization.expert_rounding) * quantization.expert_rounding
-        parts["experts"] = matrices * hidden * experts.count * width
+        parts["experts"] = matrices * (experts.latent or hidden) * experts.count * width
         parts["shared"] = matrices * hidden * experts.shared_intermediate / tensor
-        parts["plain"] += hidden * experts.count
-    elif layer.mixer == "none" or not _has_no_mlp(shape):
-        parts["mlp"] = matrices * hidden * shape.intermediate / tensor
+        parts["plain"] += hidden * experts.count + 2 * hidden * (experts.latent or 0)
     return parts
-
-
-def _has_no_mlp(shape: Shape) -> bool:
-    """A pattern that names feed-forward layers of their own has none inside of the others."""
-    return any(layer.mixer == "none" for layer in shape.layers)
 
 
 def _latent(shape: Shape, latent: Latent, tensor: int) -> float:
@@ -114,9 +106,29 @@ def _latent(shape: Shape, latent: Latent, tensor: int) -> float:
     # The down-projections are whole on every rank.
     down = hidden * (latent.kv_rank + latent.rope)
     up = latent.kv_rank * own * (latent.nope + latent.value)
-    return q + down + up + own * latent.value * hidden
+    index = latent.index_heads * ((latent.q_rank or hidden) * latent.index_head_dim + hidden)
+    return q + down + up + own * latent.value * hidden + index + hidden * latent.index_head_dim
 
 
-def _linear(hidden: int, linear: Linear) -> float:
+def _linear(hidden: int, linear: Linear, mixer: Mixer) -> float:
+    """Projections into a state and out of it, with what is convolved before."""
     keys, values = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
-    return hidden * (2 * keys + 2 * values + 2 * linear.value_heads) + values * hidden
+    out = values * hidden
+    match mixer:
+        case "mamba1":
+            steps = linear.rank * 2 * values + values * (2 * linear.key_dim + linear.convolution)
+            return 2 * hidden * values + steps + values * linear.key_dim + out
+        case "mamba2":
+            convolved = (2 * keys + values) * linear.convolution
+            return hidden * (2 * keys + 2 * values + linear.value_heads) + convolved + out
+        case "kda":
+            gates = 2 * linear.rank * (hidden + values) if linear.rank else 2 * hidden * values
+            convolved = (2 * keys + values) * linear.convolution
+            return hidden * (2 * keys + values + linear.value_heads) + gates + convolved + out
+        case "lightning":
+            return hidden * (2 * keys + 2 * values) + out
+        case "conv":
+            return 3 * hidden * values + values * linear.convolution + out
+        case _:
+            convolved = (2 * keys + values) * linear.convolution
+            return hidden * (2 * keys + 2 * values + 2 * linear.value_heads) + convolved + out

@@ -192,7 +192,7 @@ class CatalogRooms:
         idle = 0.0
         if whole.experts:
             matrices = 3 if whole.gated else 2
-            each = matrices * whole.hidden * whole.experts.intermediate
+            each = matrices * (whole.experts.latent or whole.hidden) * whole.experts.intermediate
             idle = sum(layer.experts for layer in whole.layers) * each * (whole.experts.count - whole.experts.per_token)
         width = 1 if model.vllm.kv_cache_dtype and model.vllm.kv_cache_dtype.startswith("fp8") else DTYPE_BYTES[dtype]
         return Shape(
@@ -305,7 +305,8 @@ def _kept(whole: Whole, index: int) -> int:
     layer = whole.layers[index]
     if layer.mixer == "mla" and whole.latent:
         return whole.latent.kv_rank + whole.latent.rope
-    return 2 * layer.kv_heads * layer.head_dim if layer.mixer in ("full", "sliding", "chunked") else 0
+    own = layer.kept and layer.mixer in ("full", "sliding", "chunked")
+    return layer.kv_heads * (layer.head_dim + layer.value_dim) if own else 0
 
 
 def _flags(text: str) -> str:
