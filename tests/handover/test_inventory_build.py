@@ -118,6 +118,11 @@ def test_a_node_with_efa_learns_its_installer_and_the_hash_of_it(handed: Handed,
             wrong(handed(), with_efa(lock))
 
 
+def test_a_node_is_told_who_makes_its_machine(handed: Handed, lock: Lock) -> None:
+    for host, found in build(handed(), lock).hostvars.items():
+        assert (found["handover_provider"], found["handover_stack"]) == ("lab", "lab"), host
+
+
 def test_gpu_nodes_and_no_gateways_mount_what_is_shared(handed: Handed, lock: Lock) -> None:
     storage = {"kind": "lustre", "source": "fs.example.com@tcp:/abcd", "path": "/mnt/lustre"}
     found = build(handed(lambda data: data.update(shared_storage=[storage])), lock).hostvars

@@ -113,6 +113,9 @@ def _node_vars(node: Node, handover: Handover) -> dict[str, object]:
         "ansible_ssh_private_key_file": handover.ssh.private_key_file,
         "ansible_ssh_common_args": ssh_args(handover.ssh, node),
         "ansible_python_interpreter": "/usr/bin/python3",
+        # What a playbook names where it says how a machine is made.
+        "handover_provider": handover.provider,
+        "handover_stack": handover.stack,
         "node_base_fleet": handover.fleet,
         "node_base_hosts": [{"name": other.name, "address": other.address} for other in handover.nodes],
     }

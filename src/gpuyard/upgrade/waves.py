@@ -12,6 +12,8 @@ from gpuyard.spec.errors import RefusedError
 
 DONE = ("upgrade-done",)
 NOT_BEGUN = ("upgrade-required",)
+LEAVING = "leaving"
+"""Name of the one wave of nodes that do not come back."""
 
 
 class UpgradeError(RefusedError):
@@ -182,10 +184,18 @@ def refuse_overload(
                 f"wait for less load, have {needed + out} nodes in service"
                 + (
                     f", or at most {total - needed} out at once (-e upgrade_max_unavailable=…)"
-                    if total > needed
+                    if total > needed and found[0].name != LEAVING
                     else ""
                 ),
             )
+
+
+def refuse_leaving(nodes: Sequence[Node], fleet: Fleet, models: Sequence[Model], policy: Policy) -> None:
+    """Raises UpgradeError where those that stay could not do the work when all of these are out together, and for long:
+    their machines go."""
+    wave = Wave(LEAVING, tuple(node.name for node in nodes))
+    _refuse_last_ones([wave], nodes, fleet, policy)
+    refuse_overload([wave], nodes, fleet, models, policy)
 
 
 def told(found: Sequence[Wave], versions: Mapping[str, tuple[str, str]]) -> str:
