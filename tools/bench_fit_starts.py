@@ -95,7 +95,7 @@ def reckoned(version: str, config: dict[str, Any]) -> int:
     shape = shape_of({**config, "mamba_ssm_dtype": "float32"}, "tiny")
     states = 1  # without prefix caching
     grows = engine.planner == "padded-null"
-    ranks = ranks_of(shape, CacheSettings(1, 1, BLOCK, "auto", "bfloat16", states, 0, grows))
+    ranks = ranks_of(shape, CacheSettings(1, 1, BLOCK, "auto", "bfloat16", states, grows_by_block=grows))
     return plan(engine.planner, ranks, [CACHE_BYTES], LENGTH, BATCHED, engine.tokens_by_concurrency).tokens
 
 

@@ -107,6 +107,43 @@ def test_starts_of_one_s_own_are_read(gpuyard: Command, prod: Path, tmp_path: Pa
     assert code == 3 and "FIT-CSV" in err
 
 
+def test_a_model_is_planned_by_its_own_config(gpuyard: Command, prod: Path, tmp_path: Path) -> None:
+    text = prod.read_text()
+    assert "meta-llama/Llama-3.1-8B-Instruct" in text
+    _, out, _ = gpuyard("plan", prod, "--json")
+    known = json.loads(out)["models"][1]["memory"]
+    prod.write_text(text.replace("meta-llama/Llama-3.1-8B-Instruct", "our-team/our-model"))
+    _, out, _ = gpuyard("plan", prod)
+    assert "--config llama-8b=config.json" in " ".join(out.split())
+    config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+              "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+              "max_position_embeddings": 131072, "tie_word_embeddings": False}  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    for word in (path, tmp_path):
+        _, out, _ = gpuyard("plan", prod, "--json", "--config", f"llama-8b={word}")
+        assert json.loads(out)["models"][1]["memory"]["parts"] == known["parts"]
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "rule"),
+    [
+        ("llama-8b", "{}", "PLAN-CONFIG"),
+        ("nobody={}", "{}", "PLAN-CONFIG"),
+        ("llama-8b=no-such-file", "{}", "PLAN-CONFIG"),
+        ("llama-8b={}", "no json", "FIT-CONFIG"),
+        ("llama-8b={}", '{"hidden_size": 4096}', "FIT-CONFIG"),
+        ("llama-8b={}", '{"hidden_size": 1e300, "num_attention_heads": 2}', "FIT-CONFIG"),
+    ],
+)
+def test_a_config_that_says_too_little_is_refused(
+    gpuyard: Command, prod: Path, tmp_path: Path, word: str, text: str, rule: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    code, _, err = gpuyard("plan", prod, "--config", word.replace("{}", str(tmp_path / "config.json")))
+    assert (code, err.partition(":")[0]) == (3, rule)
+
+
 def test_a_chosen_fleet_is_written_planned_and_checked(gpuyard: Command, prod: Path) -> None:
     spec = prod.with_name("chosen.yaml")
     code, out, _ = gpuyard("plan", prod, "--choose", "--spec", spec, "--json")

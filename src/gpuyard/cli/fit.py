@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,8 +21,10 @@ from gpuyard.cli.write import answer
 from gpuyard.plan import names
 from gpuyard.plan.memory.bounds import bound, refuse_training
 from gpuyard.plan.memory.budget import board_of
-from gpuyard.plan.memory.fit import NEWEST, Fit, Settings
+from gpuyard.plan.memory.fit import NEWEST, Fit, Settings, quantization_of
 from gpuyard.plan.memory.fit import fit as fit_on
+from gpuyard.plan.memory.shape import Shape
+from gpuyard.plan.memory.speculative import Draft, draft_of
 from gpuyard.spec.errors import RefusedError
 
 
@@ -48,7 +51,13 @@ def fit(
     max_num_batched_tokens: Annotated[int | None, typer.Option("--max-num-batched-tokens")] = None,
     block_size: Annotated[int | None, typer.Option("--block-size")] = None,
     kv_cache_memory_bytes: Annotated[int | None, typer.Option("--kv-cache-memory-bytes")] = None,
-    num_speculative_tokens: Annotated[int, typer.Option("--num-speculative-tokens")] = 0,
+    speculative_config: Annotated[
+        str | None,
+        typer.Option(
+            "--speculative-config",
+            help='As vLLM\'s: {"method": "eagle3", "model": PATH, "num_speculative_tokens": 3}; also mtp, ngram, …',
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option("--engine", help="vllm==VERSION; sglang or tensorrt-llm: bounds.")
     ] = f"vllm=={NEWEST}",
@@ -95,7 +104,7 @@ def fit(
             block_size=block_size,
             enforce_eager=enforce_eager,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
-            num_speculative_tokens=num_speculative_tokens,
+            draft=_draft(speculative_config, shape, tp),
             weights_gib=weights_gib,
         )
         if other:
@@ -108,6 +117,16 @@ def fit(
         answer(as_json, done.as_dict(), _told(done))
         if unable or not done.fits:
             raise typer.Exit(FINDINGS)
+
+
+def _draft(text: str | None, shape: Shape, tensor: int) -> Draft | None:
+    if text is None:
+        return None
+    try:
+        told: object = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    return draft_of(told, shape, tensor, model_shape, lambda one: quantization_of(load_memory(), one, None))
 
 
 def _version(word: str) -> str:
@@ -150,7 +169,7 @@ def _told(done: Fit) -> str:
     lines = [
         f"{done.model} on {count}{done.gpu}, vLLM {done.engine}, max-model-len {done.max_model_len}",
         line("asked for", done.requested_gib, asked),
-        line("weights", -done.weights_gib),
+        line("weights", -done.weights_gib, f"{done.draft_gib:.2f} of these the draft's" if done.draft_gib else ""),
         line("activations", -done.activation_gib, batch),
         line("not PyTorch's", -done.non_torch_gib),
         line("CUDA graphs", -done.cudagraph_gib),

@@ -70,8 +70,20 @@ def _from_config(path: Path, name: str) -> Shape:
     if not isinstance(config, dict):
         raise RefusedError("FIT-CONFIG", str(path), "it is no object", "take the model's own config.json")
     told = cast("dict[str, Any]", config)
+    beside = path.with_name("hf_quant_config.json")
+    if "quantization_config" not in told and beside.is_file():
+        told = {**told, "quantization_config": _modelopt(beside)}
     own = told.get("_name_or_path")
     return shape_of(told, own if isinstance(own, str) and own else name)
+
+
+def _modelopt(path: Path) -> dict[str, Any]:
+    """How ModelOpt quantised the files, where it wrote that beside the config.json, as vLLM reads it."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["quantization"]
+        return {"quant_method": "modelopt", **told}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise RefusedError("FIT-CONFIG", str(path), "it tells no quantization", "take the model's own") from error
 
 
 def _tensors(path: Path) -> tuple[int, int]:

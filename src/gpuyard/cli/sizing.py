@@ -19,6 +19,7 @@ from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 
 if TYPE_CHECKING:
+    from gpuyard.plan.memory.shape import Shape
     from gpuyard.plan.sizing.throughput import Measured
 
 
@@ -35,6 +36,12 @@ def plan(
     ] = None,
     learned: Annotated[
         Path | None, typer.Option("--learned", help="Starts of your own, as `gpuyard fit --learned` keeps them.")
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config", metavar="MODEL=PATH", help="A model's own config.json, or its directory. May be given again."
+        ),
     ] = None,
     choose: Annotated[
         bool, typer.Option("--choose", help="Choose machines, nodes and parallelism: the least bill for the load.")
@@ -59,13 +66,16 @@ def plan(
 
     with refusals_told(as_json):
         found = load_fleet(fleet)
+        told = dict(_shape_told(word, {model.name for model in found.models}) for word in config or [])
         measured = dict(_measured(path, {model.name for model in found.models}) for path in bench or [])
         catalog = load_catalog()
         givens = Givens(
             catalog=catalog,
             market=load_market(),
             instances=load_instances(),
-            rooms=CatalogRooms(catalog, load_memory(), load_shapes(), list(read_rows(learned)) if learned else ()),
+            rooms=CatalogRooms(
+                catalog, load_memory(), load_shapes(), list(read_rows(learned)) if learned else (), told
+            ),
             today=today(),
             measured=measured,
         )
@@ -93,6 +103,22 @@ def _spec_text(fleet: Fleet) -> str:
     data = fleet.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     yaml.dump(data, text)  # pyright: ignore[reportUnknownMemberType]
     return f"# Written by `gpuyard plan`.\n{text.getvalue()}"
+
+
+def _shape_told(word: str, models: set[str]) -> tuple[str, Shape]:
+    """A model of the fleet and its shape. Raises RefusedError: PLAN-CONFIG, FIT-CONFIG, FIT-FILES."""
+    from gpuyard.cli.models import model_shape
+
+    model, equals, path = word.partition("=")
+    change = "say MODEL=PATH, with a name from the fleet's models and a config.json or a directory with one"
+    if not equals or not path:
+        raise RefusedError("PLAN-CONFIG", f"--config {word}", "it names no model and path", change)
+    if model not in models:
+        why = f"the fleet serves {', '.join(sorted(models))}"
+        raise RefusedError("PLAN-CONFIG", f"--config {word}", why, change)
+    if not (Path(path).is_dir() or Path(path).is_file()):
+        raise RefusedError("PLAN-CONFIG", f"--config {word}", "there is no such file or directory", change)
+    return model, model_shape(path)
 
 
 def _measured(path: Path, models: set[str]) -> tuple[str, Measured]:

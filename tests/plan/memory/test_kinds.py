@@ -96,7 +96,7 @@ KEPT: dict[str, tuple[int, int]] = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_the_layers_of_each_kind_keep(name: str) -> None:
-    settings = CacheSettings(1, 1, 16, "auto", "bfloat16", 1, 0)
+    settings = CacheSettings(1, 1, 16, "auto", "bfloat16", 1)
     (rank,) = ranks_of(shape_named(name), settings)
     tokens = sum(spec.unit_bytes for _, spec in rank if spec.kind != "mamba")
     states = sum(spec.unit_bytes for _, spec in rank if spec.kind == "mamba")

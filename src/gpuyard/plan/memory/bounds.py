@@ -27,6 +27,9 @@ def bound(shape: Shape, board: Board, settings: Settings, other: OtherEngine, ta
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
     length = settings.max_model_len or shape.max_model_len
     sizes = weights_of(shape, tensor, pipeline, quantization, dtype).per_rank
+    if settings.draft:
+        why = f"it is vLLM's: what a draft takes in {other.engine} is not known"
+        raise RefusedError("FIT-SPECULATIVE", "--speculative-config", why, "leave it out for the bounds without it")
     weights = settings.weights_gib or max(sizes) / GIB
     low, likely, high = board.memory_gib
     told = settings.gpu_memory_utilization
@@ -37,7 +40,7 @@ def bound(shape: Shape, board: Board, settings: Settings, other: OtherEngine, ta
 
     least, middle, most = other.taken_gib
     kv = Term(left(low, shares[0], most), left(likely, shares[1], middle), left(high, shares[2], least))
-    cache = CacheSettings(tensor, pipeline, other.block_size, settings.kv_cache_dtype, dtype, 1, 0)
+    cache = CacheSettings(tensor, pipeline, other.block_size, settings.kv_cache_dtype, dtype, 1)
     ranks = ranks_of(shape, cache)
     # Layers with a window are taken to keep every token, which no engine exceeds.
     blocks = plan("one-group", ranks, [int(kv.likely * GIB)] * pipeline, length, length, tokens_by_concurrency=False)
@@ -57,6 +60,7 @@ def bound(shape: Shape, board: Board, settings: Settings, other: OtherEngine, ta
         memory_gib=likely,
         requested_gib=round(shares[1] * likely, 4),
         weights_gib=round(weights, 4),
+        draft_gib=0.0,
         activation_gib=middle,
         non_torch_gib=0.0,
         cudagraph_gib=0.0,

@@ -100,6 +100,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         kind=str(config.get("model_type", "")),
         checked=str(config.get("model_type", "")) in CHECKED,
         encoder_tokens=reader.number("max_source_positions") or 0,
+        draft_vocab=reader.number("draft_vocab_size"),
         source="its config.json",
     )
 

@@ -23,6 +23,7 @@ from gpuyard.plan.memory.budget import (
 from gpuyard.plan.memory.kv import Blocks, CannotPlanError, Spec, plan
 from gpuyard.plan.memory.layers import KV_DTYPES, CacheSettings, ranks_of
 from gpuyard.plan.memory.shape import Shape
+from gpuyard.plan.memory.speculative import Draft, draft_bytes
 from gpuyard.plan.memory.weights import DTYPE_BYTES, weights_of
 from gpuyard.spec.errors import RefusedError
 
@@ -51,7 +52,8 @@ class Settings:
     block_size: int | None = None
     enforce_eager: bool = False
     kv_cache_memory_bytes: int | None = None
-    num_speculative_tokens: int = 0
+    draft: Draft | None = None
+    """Of --speculative-config."""
     weights_gib: float | None = None
     """Measured on one GPU, e.g. what the engine printed; wins over what the config tells."""
 
@@ -72,6 +74,8 @@ class Fit:
     """Of the GPU, as CUDA reports it."""
     requested_gib: float
     weights_gib: float
+    """With those of a draft."""
+    draft_gib: float
     activation_gib: float
     non_torch_gib: float
     cudagraph_gib: float
@@ -123,7 +127,8 @@ def _reckon(
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
     forward = tables.forward[0]
 
-    weights = _weights(shape, settings, quantization, dtype, forward.weights_spread)
+    draft = draft_bytes(settings.draft, shape, quantization, dtype, pipeline) / GIB if settings.draft else 0.0
+    weights = _weights(shape, settings, quantization, dtype, forward.weights_spread, draft)
     taken = (
         activation(shape, engine, forward, batch, board, tensor),
         non_torch(tables, settings.engine, tensor * pipeline, board),
@@ -151,6 +156,7 @@ def _reckon(
         memory_gib=round(likely, 4),
         requested_gib=round(asked.likely, 4),
         weights_gib=round(heaviest.likely, 4),
+        draft_gib=round(draft, 4),
         activation_gib=round(taken[0].likely, 4),
         non_torch_gib=round(taken[1].likely, 4),
         cudagraph_gib=round(taken[2].likely, 4),
@@ -232,9 +238,14 @@ def checked(shape: Shape, settings: Settings) -> None:
 
 
 def _weights(
-    shape: Shape, settings: Settings, quantization: Quantization | None, dtype: str, spread: tuple[float, float]
+    shape: Shape,
+    settings: Settings,
+    quantization: Quantization | None,
+    dtype: str,
+    spread: tuple[float, float],
+    draft: float,
 ) -> list[Term]:
-    """Of each pipeline stage."""
+    """Of each pipeline stage; a draft sits on the last, and what was measured holds it."""
     if settings.weights_gib is not None:
         told = settings.weights_gib
         return [Term(told - _PRINTED, told, told + _PRINTED)] * settings.pipeline_parallel_size
@@ -242,6 +253,7 @@ def _weights(
     # Sizes in files are exact up to what loading pads; how a quantisation that only a flag names packs is a guess.
     doubt = 0.5 if shape.files else (3.0 if quantization else 1.0) * (1 if shape.checked else _UNCHECKED)
     stages = [size / GIB for size in weights_of(shape, tensor, pipeline, quantization, dtype).per_rank]
+    stages[-1] += draft
     low, high = 1 - (1 - spread[0]) * doubt, 1 + (spread[1] - 1) * doubt
     return [Term(size * low, size, size * high) for size in stages]
 
@@ -254,7 +266,7 @@ def _cache(shape: Shape, engine: EngineMemory, settings: Settings, dtype: str) -
         dtype=shape.cache_dtype or "auto" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
         model_dtype=dtype,
         states_per_request=engine.states_per_request,
-        speculative_tokens=settings.num_speculative_tokens,
+        draft=settings.draft,
         grows_by_block=engine.planner == "padded-null",
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from gpuyard.plan.memory.kv import Spec
 from gpuyard.plan.memory.shape import STATES, Layer, Linear, Mixer, Shape
+from gpuyard.plan.memory.speculative import Draft, draft_layers
 from gpuyard.plan.memory.weights import DTYPE_BYTES, stage_layers
 
 KV_DTYPES = (
@@ -26,7 +27,7 @@ class CacheSettings:
     """Of the cache; auto: the model's."""
     model_dtype: str
     states_per_request: int
-    speculative_tokens: int
+    draft: Draft | None = None
     grows_by_block: bool = False
     """Where blocks grow to the page of a state, they grow by block_size, not by what the kernels want."""
 
@@ -35,6 +36,10 @@ def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec
     """The layers with a cache of each pipeline stage, by name."""
     known = {layer: _specs(shape, layer, settings) for layer in set(shape.layers)}
     kept = [(index, spec) for index, layer in enumerate(shape.layers) for spec in known[layer]]
+    own, drafting = draft_layers(settings.draft, shape) if settings.draft else (shape, ())
+    ranks_draft = replace(settings, tensor=settings.draft.tensor) if settings.draft else settings
+    # The draft's caches come after the last stage's.
+    kept += [(len(shape.layers), spec) for layer in drafting for spec in _specs(own, layer, ranks_draft)]
     specs = [spec for _, spec in kept]
     states = [spec for spec in specs if spec.kind == "mamba"]
     tokens = [spec for spec in specs if spec.kind != "mamba"]
@@ -47,13 +52,16 @@ def ranks_of(shape: Shape, settings: CacheSettings) -> list[list[tuple[str, Spec
         specs = [
             replace(spec, block_size=size, padded=size * token if spec.kind == "mamba" else None) for spec in specs
         ]
-    named = [(index, f"layers.{index}.{spec.kind}", spec) for (index, _), spec in zip(kept, specs, strict=True)]
+    named = [
+        (index, f"layers.{index}.{count}", spec)
+        for count, ((index, _), spec) in enumerate(zip(kept, specs, strict=True))
+    ]
     ranks: list[list[tuple[str, Spec]]] = []
     for stage in range(settings.pipeline):
-        own = stage_layers(len(shape.layers), stage, settings.pipeline)
-        ranks.append([(name, spec) for index, name, spec in named if index in own])
-    if settings.speculative_tokens and tokens:
-        ranks[-1].append(("draft", next(spec for spec in reversed(specs) if spec.kind != "mamba")))
+        within = stage_layers(len(shape.layers), stage, settings.pipeline)
+        last = stage == settings.pipeline - 1
+        mine = {*within, len(shape.layers)} if last else {*within}
+        ranks.append([(name, spec) for index, name, spec in named if index in mine])
     return ranks
 
 
@@ -95,7 +103,7 @@ def _spec(shape: Shape, layer: Layer, mixer: Mixer, settings: CacheSettings) -> 
     if mixer in STATES:
         if shape.linear is None:
             return None
-        states = settings.states_per_request + settings.speculative_tokens
+        states = settings.states_per_request + (settings.draft.tokens if settings.draft else 0)
         return Spec("mamba", size, _state(mixer, shape.linear, settings.tensor), states=states)
     heads = max(1, layer.kv_heads // settings.tensor)
     if mixer == "cross":

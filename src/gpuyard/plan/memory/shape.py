@@ -117,6 +117,8 @@ class Shape:
     """Models of its kind were counted and came out right."""
     encoder_tokens: int = 0
     """That an encoder makes of a request, for the layers that read them."""
+    draft_vocab: int | None = None
+    """Words that the head of a draft knows, where these are fewer."""
     source: str = ""
     verified: bool = True
 

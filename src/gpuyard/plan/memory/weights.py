@@ -10,7 +10,7 @@ from gpuyard.catalog.memory import Quantization
 from gpuyard.plan.memory.shape import STATES, Latent, Layer, Linear, Mixer, Shape
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "auto": 2, "float": 4, "float32": 4}
-_VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
+VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +44,26 @@ def stage_layers(count: int, stage: int, pipeline: int) -> range:
 
 def _stage(shape: Shape, stage: int, tensor: int, pipeline: int, quantization: Quantization | None, dtype: str) -> int:
     bare = DTYPE_BYTES.get(dtype, 2)
-    packed = _bytes_of(shape, quantization)
-    kept = shape.unquantized if quantization and quantization.method == shape.quantization else ()
-
-    def size(part: str) -> float:
-        return bare if quantization is None or part in kept or part not in quantization.parts else packed
-
-    total = 0.0
     # Most layers are alike, and a plan asks this of many models on many boards.
     alike = Counter(shape.layers[index] for index in stage_layers(len(shape.layers), stage, pipeline))
-    for layer, count in alike.items():
-        for part, params in _layer(shape, layer, tensor, quantization).items():
-            total += count * params * (bare if part == "plain" else size(part))
-    vocab = -(-shape.vocab // (_VOCAB_ROUNDING * tensor)) * _VOCAB_ROUNDING
+    total = sum(count * layer_bytes(shape, layer, tensor, quantization, dtype) for layer, count in alike.items())
+    vocab = -(-shape.vocab // (VOCAB_ROUNDING * tensor)) * VOCAB_ROUNDING
     first, last = stage == 0, stage == pipeline - 1
     total += (first + (last and (not shape.tied or not first))) * vocab * shape.hidden * bare
     total += last * shape.hidden * bare + first * (shape.extra_params / tensor + shape.whole_params) * bare
     return int(total)
+
+
+def layer_bytes(shape: Shape, layer: Layer, tensor: int, quantization: Quantization | None, dtype: str) -> float:
+    """Of one layer on each rank."""
+    bare, packed = DTYPE_BYTES.get(dtype, 2), _bytes_of(shape, quantization)
+    kept = shape.unquantized if quantization and quantization.method == shape.quantization else ()
+
+    def size(part: str) -> float:
+        plain = part == "plain" or quantization is None or part in kept or part not in quantization.parts
+        return bare if plain else packed
+
+    return sum(params * size(part) for part, params in _layer(shape, layer, tensor, quantization).items())
 
 
 def _bytes_of(shape: Shape, quantization: Quantization | None) -> float:

@@ -102,7 +102,7 @@ def _of_seat(rooms: Rooms, pool: PoolPlan, seat: Seat) -> Iterator[Finding]:
         return
     if seat.shape is None or seat.room is None:
         have = f"{seat.model.source} on {pool.gpu}, of which the catalog has no shape"
-        change = f"did you mean {rooms.nearest(seat.model)}? Or add a row with its source to model_shapes.yaml"
+        change = f"did you mean {rooms.nearest(seat.model)}? Or give --config {seat.model.name}=config.json"
         yield _finding("FIT-UNKNOWN", "amber", where, have, "layers, hidden size and weights", change, verified=False)
         return
     if seat.chosen_by == "chosen" and seat.size > 1 and seat.room.fits:

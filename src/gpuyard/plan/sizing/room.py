@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -115,12 +115,20 @@ class CatalogRooms:
     shapes: Sequence[ModelShape]
     starts: Sequence[Row] = ()
     """Starts of one's own, as `gpuyard fit --learned` keeps them."""
+    told: Mapping[str, Whole] = field(default_factory=dict[str, "Whole"])
+    """Shapes from a config.json, by the name that the fleet gives the model; they win over the catalog's."""
     _wholes: dict[str, Whole | None] = field(default_factory=dict[str, "Whole | None"])
     _shapes: dict[tuple[str, ...], Shape | None] = field(default_factory=dict[tuple[str, ...], "Shape | None"])
     _rooms: dict[tuple[str, ...], Room | None] = field(default_factory=dict[tuple[str, ...], "Room | None"])
 
     def shape(self, model: Model) -> Shape | None:
-        key = (model.source, str(model.vllm.quantization), str(model.vllm.dtype), str(model.vllm.kv_cache_dtype))
+        key = (
+            model.name,
+            model.source,
+            str(model.vllm.quantization),
+            str(model.vllm.dtype),
+            str(model.vllm.kv_cache_dtype),
+        )
         if key not in self._shapes:
             whole = self._whole(model)
             self._shapes[key] = self._shape(model, whole) if whole else None
@@ -128,7 +136,7 @@ class CatalogRooms:
 
     def room(self, model: Model, engine: Engine, gpu: str, size: int, stages: int = 1) -> Room | None:
         flags = model.vllm.model_dump_json(exclude={"tensor_parallel_size", "data_parallel_size"})
-        key = (model.source, flags, engine.version or "", gpu, f"{size} x {stages}")
+        key = (model.name, model.source, flags, engine.version or "", gpu, f"{size} x {stages}")
         if key not in self._rooms:
             self._rooms[key] = self._room(model, engine, gpu, size, stages)
         return self._rooms[key]
@@ -174,6 +182,8 @@ class CatalogRooms:
         return names.nearest(_repository(model), [row.model for row in self.shapes])
 
     def _whole(self, model: Model) -> Whole | None:
+        if model.name in self.told:
+            return self.told[model.name]
         name = _repository(model)
         if name not in self._wholes:
             row = next((row for row in self.shapes if name == row.model or name in row.also), None)
