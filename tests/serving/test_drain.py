@@ -203,6 +203,21 @@ def test_what_lies_in_the_place_of_a_draft_is_not_written_to(pair: Gateway) -> N
     assert "node-0" in (pair.folder / "server-state").read_text()
 
 
+def test_a_server_that_somebody_has_closed_is_told_as_closed_also_when_its_engine_is_down(pair: Gateway) -> None:
+    def told() -> list[tuple[str, str, bool]]:
+        rows = json.loads(pair.state("servers").stdout)
+        return sorted((row["server"], row["status"].split()[0], row["closed"]) for row in rows)
+
+    assert told() == [("node-0", "UP", False), ("node-1", "UP", False)]
+    drain(pair)
+    assert told()[0] == ("node-0", "DRAIN", True)
+    pair.engine.healthy = False
+    within(20, "the engine to be down", lambda: told()[0][1] == "DOWN")
+    assert told() == [("node-0", "DOWN", True), ("node-1", "UP", False)]
+    drain(pair, "ready")
+    assert told()[0] == ("node-0", "DOWN", False)
+
+
 def test_a_server_that_the_gateway_does_not_know_is_refused(pair: Gateway) -> None:
     done = pair.state("set", "--server", "node-7", BACKENDS, "--to", "drain")
     assert done.returncode == 1

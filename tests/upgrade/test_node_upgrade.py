@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gpuyard.upgrade.report import COLOURS
+from plugins.filter.upgrade import rollback_to
 from plugins.module_utils import kept_note
 from plugins.module_utils.kept_note import NoteError, write
 from plugins.module_utils.node_upgrade import (
@@ -219,6 +220,25 @@ def test_who_goes_back_twice_stays_there() -> None:
     for none in (None, begun(previous=NEW), begun()):
         with pytest.raises(NoteError, match="UPGRADE-NOTHING-BACK"):
             way_back(none)
+
+
+def test_a_fleet_whose_rollout_was_halted_goes_back_from_where_it_came_and_no_further() -> None:
+    """From OLD to NEW once, all of it; then to OTHER: a is there, b went back, c was not touched."""
+    before = {**begun(), "state": "upgrade-done"}
+    notes = {
+        "a": {**begun(before, target=OTHER, previous=NEW), "state": "upgrade-done"},
+        "b": {**begun(before, target=OTHER, previous=NEW), "state": "rollback-done"},
+        "c": begun(before, target=OTHER, previous=NEW),
+    }
+
+    def to(*names: str) -> dict[str, Any]:
+        told = {name: {"rollback_note": {"note": note, "way_back": way_back(note)}} for name, note in notes.items()}
+        return {name: rollback_to(name, names, told) for name in names}
+
+    assert to("a", "b", "c") == {"a": NEW, "b": NEW, "c": NEW}
+    assert to("b", "c") == {"b": OLD, "c": OLD}, "nobody is at the other one: the rollout before is the last that came"
+    notes["a"] = begun(notes["a"], target=NEW, previous=OTHER, back=True)
+    assert to("a", "b", "c") == {"a": NEW, "b": NEW, "c": NEW}, "also when it was broken off and is gone on with"
 
 
 @by_kind

@@ -44,7 +44,7 @@ if sys.argv[1] == "set":
     print(json.dumps({{"changed": asked != status}}))
 else:
     row = {{"gateway": "g", "backend": "model_m", "server": "t-kernel", "place": ["g", "model_m"]}}
-    print(json.dumps([{{**row, "status": status, "sessions": 0}}]))
+    print(json.dumps([{{**row, "status": status, "sessions": 0, "closed": status != "UP"}}]))
 """
 SETTINGS = """\
 GRUB_TIMEOUT=0

@@ -165,12 +165,22 @@ def look(options: argparse.Namespace) -> list[dict[str, object]]:
     deadline = time.monotonic() + options.seconds
     seen = 0
     while True:
+        # First: who was closed and is opened in between is told as closed, and not the other way round.
+        closed = closed_servers(options.socket)
         rows = servers(*statistics(options.socket), socket.gethostname())
         seen = seen + 1 if options.wait_for and awaited(rows, options.server, options.wait_for) else 0
         # Twice: a request that a process has just given to a server is counted a moment later.
         if options.wait_for is None or seen == 2 or time.monotonic() >= deadline:
-            return rows
+            return [{**row, "closed": (row["backend"], row["server"]) in closed} for row in rows]
         time.sleep(0.5)
+
+
+def closed_servers(path: str) -> set[tuple[str, str]]:
+    """(backend, server) of those that an operator has closed. Their status alone does not say so: closed and not
+    running, a server is DOWN."""
+    while not (told := state_of(workers(path)[0], path)):
+        time.sleep(0.1)
+    return {place for place, bits in admin_states(told).items() if bits}
 
 
 def statistics(path: str) -> tuple[str, list[str]]:

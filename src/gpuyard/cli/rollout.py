@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,19 +72,33 @@ class Rollout:
         typer.echo(f"↳ {play.line}", err=True)
         usual = typical(self.runs())
 
+        asked = False
+
         def interrupted(times: int) -> None:
+            nonlocal asked
             if times == 1:
+                asked = True
                 self.console.print("stopping before the next node; Ctrl-C again stops at once")
-                # Not from within the handler of a signal: the playbook that pauses takes seconds.
-                pauses.append(Play(self.project, self.stack, "pause_upgrade", []))
             else:
                 play.kill()
 
         pauses: list[Play] = []
+
+        # Not from within the handler of a signal: the playbook that pauses takes seconds. It pauses this run and no
+        # other, so it waits until there is one; where it was not heard it is played again.
+        def pause() -> None:
+            run = play.told.claim.get("run", "")
+            unheard = pauses[-1].ended(0) and pauses[-1].told.rc != 0 if pauses else True
+            if not (asked and run and unheard):
+                return
+            if pauses:
+                self.console.print(f"it was not heard, and is said again: {'; '.join(pauses[-1].told.failures)[:200]}")
+            pauses.append(Play(self.project, self.stack, "pause_upgrade", ["-e", f"pause_upgrade_run={run}"]))
+
         with interrupts(interrupted):
-            self.watch(play, usual)
-            for pausing in pauses:
-                pausing.wait()
+            self.watch(play, usual, pause)
+            if pauses:
+                pauses[-1].wait()
         self.end(play.told)
 
     def runs(self) -> list[Run]:
@@ -96,12 +110,12 @@ class Rollout:
                 continue  # `gpuyard runs` tells of it; how long things usually take can do without
         return found
 
-    def watch(self, play: Play, usual: Mapping[str, float]) -> None:
+    def watch(self, play: Play, usual: Mapping[str, float], meanwhile: Callable[[], None]) -> None:
         told, lines = play.told, 0
         if self.console.is_terminal:
             with Live(console=self.console, get_renderable=lambda: view(told, usual), refresh_per_second=2):
                 while not play.ended(0.5):
-                    pass
+                    meanwhile()
             return
         while True:
             ended = play.ended(0.5)
@@ -110,6 +124,7 @@ class Rollout:
                 lines += 1
             if ended:
                 return
+            meanwhile()
 
     def end(self, told: Told) -> None:
         run = told.claim.get("run", "")

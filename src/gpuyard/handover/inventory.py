@@ -184,6 +184,8 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         "node_gate_seats": {
             backend(model.name): model.vllm.max_num_seqs for model in models if model.vllm.max_num_seqs is not None
         },
+        # Of two models on a node the longest request counts; a minute is for what waits in the gateway's own queue.
+        "node_gate_drain_seconds": max((model.drain_seconds for model in models), default=60) + 60,
     }
     parts = [{"nccl": lock.engines[name].nccl, "cuda": lock.engines[name].cuda} for name in engines]
     found |= _fabric_vars(node, pool, [{key: value for key, value in part.items() if value} for part in parts])
@@ -255,6 +257,10 @@ def _served(model: LockedModel, lock: Lock) -> dict[str, object]:
 
 def _gateway_vars(handover: Handover, lock: Lock) -> dict[str, object]:
     return {
+        # Ansible calls a node unreachable whose gateway does not answer, and such a node's play ends where it stands. A
+        # gateway that reboots is waited for: 0, 1, 3, 7, 15 and 30 s, and 10 s for each try. What it is asked for by
+        # the upgrade may be said twice.
+        "ansible_ssh_retries": 6,
         "gateway_port": lock.gateway.port,
         "gateway_max_body_mib": lock.gateway.max_body_mib,
         "gateway_models": [
