@@ -6,8 +6,8 @@
 #   make_vm.sh SUITE FOLDER [MIRROR]      makes FOLDER/disk.img
 set -euo pipefail
 
-PACKAGES=dbus,dkms,gcc,grub-pc-bin,grub2-common,initramfs-tools,iproute2,kmod,make,mdadm,nvme-cli,openssh-server,procps
-PACKAGES+=,python3,python3-apt,systemd,systemd-sysv,udev,xfsprogs
+PACKAGES=dbus,dkms,gcc,grub-pc-bin,grub2-common,initramfs-tools,iproute2,kmod,make,mdadm,nfs-kernel-server,nvme-cli
+PACKAGES+=,openssh-server,procps,python3,python3-apt,systemd,systemd-sysv,udev,xfsprogs
 GIB=8
 START=2048 # sectors before the file system: the boot loader lies there
 DISK=67707964 # the disk's signature, by which the kernel finds its root whatever the order of the disks
@@ -83,6 +83,9 @@ inside() { # ROOT: as the last thing before apt's lists are removed
         {apt-daily,apt-daily-upgrade,dpkg-db-backup,e2scrub_all,fstrim,systemd-tmpfiles-clean}.timer \
         {e2scrub_reap,getty-static,getty@tty1,nvmefc-boot-connections,nvmf-autoconnect,systemd-pstore}.service \
         systemd-networkd-wait-online.service
+    # Started by who needs it.
+    chroot . systemctl disable --quiet nfs-server.service rpcbind.{service,socket}
+    chroot . systemctl mask --quiet nfs-blkmap.service
     rm -f etc/ssh/ssh_host_*
     : >etc/machine-id
     printf '%s' "$BOOT" >boot/early.cfg
