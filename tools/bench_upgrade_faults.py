@@ -162,9 +162,24 @@ class Bench:
             return self.walk(row)
         except CommandError as error:
             with suppress(CommandError):
-                self.tidy(QUARANTINED)
+                self.home()
             nothing = dict.fromkeys(("requests", *LOST), 0)
             return Ended(row, "broken off", str(error), None, None, {**nothing, "lossless": False})
+
+    def home(self) -> None:
+        """From wherever a row was broken off to the old driver."""
+        self.tidy(REFUSED)
+        self.own.playbook("operate/upgrade_driver", "--limit", self.node, *QUICK)
+        state = self.note()["state"]
+        self.tidy(next((end for end, rest in REST.items() if rest == state), REFUSED))
+
+    def broken(self, row: Row, playing: subprocess.Popen[bytes]) -> None:
+        """Break it as soon as there is what the fault needs: an engine, for one, that is just being started."""
+        words = ("gpuyard", "lab", "break", "--stack", self.own.stack, self.place(row), row.fault, *row.parameters)
+        deadline = time.monotonic() + 120
+        while (ran := self.own.run(*words)).rc:
+            if "FAULT-NEEDS" not in ran.output or playing.poll() is not None or time.monotonic() > deadline:
+                self.own.well(words, ran)
 
     def walk(self, row: Row) -> Ended:
         """One row, from a fleet on the old driver to a fleet on the old driver."""
@@ -179,8 +194,8 @@ class Bench:
             try:
                 if row.at:
                     wait(row.at, lambda: self.own.came(self.node, row.at, known) or playing.poll() is not None, 300)
+                    self.broken(row, playing)
                     began = time.time()
-                    self.lab("break", self.place(row), row.fault, *row.parameters)
                 if row.until:
                     wait(
                         row.until, lambda: self.own.came(self.node, row.until, known) or playing.poll() is not None, 600
