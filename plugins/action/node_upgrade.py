@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from gpuyard.upgrade.operator import own_operator
 from gpuyard.upgrade.record import append
 
 
@@ -16,6 +17,7 @@ class ActionModule(ActionBase):
         words = dict(self._task.args)
         record = words.pop("record", "")
         proof = words.pop("proof", None)
+        words["operator"] = own_operator()
         result = self._execute_module("gpuyard.fleet.node_upgrade", module_args=words, task_vars=task_vars)
         note = result.get("note")
         if record and result.get("changed") and not self._task.check_mode:

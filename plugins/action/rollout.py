@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import secrets
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from gpuyard.upgrade.operator import gone, own_operator, started
 from gpuyard.upgrade.record import append
 
 
@@ -28,7 +26,7 @@ class ActionModule(ActionBase):
             if told.get("failed"):
                 return told
             found = (told.get("claim") or {}).get("operator")
-            words["gone"] = [found] if found and gone(found) else []
+            words["gone"] = [found] if found and gone(found, operator, started(found["pid"])) else []
         result = self.ask({**words, "operator": operator}, task_vars)
         if records and not result.get("failed") and result.get("claim"):
             file = Path(records) / result["claim"]["run"] / "record.jsonl"
@@ -43,28 +41,6 @@ class ActionModule(ActionBase):
 
 def seen(claim: dict[str, Any]) -> dict[str, Any]:
     return {name: claim[name] for name in ("run", "fleet", "kind", "target", "operator", "result")}
-
-
-def own_operator() -> dict[str, Any]:
-    """Who runs this playbook. A plugin runs in a child of ansible-playbook, and that is who holds a claim."""
-    pid = os.getppid()
-    user = pwd.getpwuid(os.getuid()).pw_name
-    return {"name": user, "host": socket.gethostname(), "pid": pid, "started": started(pid)}
-
-
-def started(pid: int) -> str:
-    """When a process began, in ticks since the boot: with it a pid that is used again is another one. "" for none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-    return f"{boot}/{stat.rpartition(')')[2].split()[19]}"
-
-
-def gone(operator: dict[str, Any]) -> bool:
-    """Whether an operator is known to be dead. Of one on another machine nothing is known here."""
-    return operator["host"] == socket.gethostname() and started(operator["pid"]) != operator["started"]
 
 
 def new_run(kind: str) -> str:

@@ -158,6 +158,7 @@ def begin(
     kind: str,
     node: str,
     run: str,
+    operator: dict[str, Any],
     target: dict[str, Any],
     previous: dict[str, Any],
     back: bool = False,
@@ -165,8 +166,8 @@ def begin(
     """The note to go on with: the one that is there, where it is of this very change, or a new one.
 
     A change that came to rest is over, and so is one to another driver that has not begun to touch the node. One that
-    has must be brought to its end first: its `previous` is all that says what the node came from. The run is that which
-    holds the fleet's claim; from here on another one moves this note no more. `back` is remembered, so that who goes
+    has must be brought to its end first: its `previous` is all that says what the node came from. Run and operator
+    are those that hold the fleet's claim; from here on another one moves this note no more. `back` is remembered, so that who goes
     back twice does not come forward again.
     """
     if note is not None:
@@ -182,7 +183,7 @@ def begin(
                 f"{target['version']} is asked for. End the first one with the lock that it began with"
             )
         if going:
-            return {**note, "run": run, "attempts": note["attempts"] + 1}
+            return {**note, "run": run, "operator": operator, "attempts": note["attempts"] + 1}
         if note["state"] == "rollback-failed" and note["target"] == target:
             raise NoteError(
                 f"UPGRADE-QUARANTINE: {kind} {target['version']} failed on {node}, and so did the way back to "
@@ -200,6 +201,8 @@ def begin(
         "kind": kind,
         "node": node,
         "run": run,
+        # Who takes a run over goes on under its name, so the name alone fences nobody.
+        "operator": operator,
         "state": state,
         "back": back,
         "target": target,
@@ -215,20 +218,28 @@ def begin(
     }
 
 
+def refuse_lost(note: dict[str, Any], run: str, operator: dict[str, Any]) -> None:
+    """Raises NoteError for an operator who lost the node to another one, be it under the same run."""
+    if (note["run"], note["operator"]) != (run, operator):
+        now = "{name}@{host} (process {pid})".format(**note["operator"]) if note["operator"] else "another one"
+        raise NoteError(
+            f"UPGRADE-FENCED: {note['node']} is changed by {now} in run {note['run']} now, and no more by run {run} of "
+            f"process {operator['pid']} on {operator['host']}. Somebody took over; agree with them before anything is "
+            "run again"
+        )
+
+
 def advance(
     note: dict[str, Any],
     to: str,
     run: str,
+    operator: dict[str, Any],
     reason: str = "",
     drained_before: bool | None = None,
     xid_since: str = "",
 ) -> dict[str, Any]:
-    """The note in another state. Raises NoteError where the table has no such way, and for a run that lost the node."""
-    if note["run"] != run:
-        raise NoteError(
-            f"UPGRADE-FENCED: {note['node']} is changed by run {note['run']} now, this is {run}. Somebody took over; "
-            "agree with them before anything is run again"
-        )
+    """The note in another state. Raises NoteError where the table has no such way, and for who lost the node."""
+    refuse_lost(note, run, operator)
     if to not in follows(note["kind"], note["state"]):
         raise NoteError(
             f"UPGRADE-STATE: {note['node']} stands at {note['state']}, from where nothing leads to {to}. "

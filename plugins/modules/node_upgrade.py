@@ -18,6 +18,7 @@ from ansible_collections.gpuyard.fleet.plugins.module_utils.node_upgrade import 
     installed,
     note_of,
     refuse_beside,
+    refuse_lost,
     way_back,
 )
 
@@ -27,7 +28,7 @@ short_description: Keep the note of an upgrade of driver, engines or kernel on a
 description:
   - Holds the state of the upgrade, what the node came from and what it goes to, so that any crash can be gone on from.
   - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, a run
-    that has lost the node to another one, and a change of one kind while one of another kind is on its way.
+    or an operator that has lost the node to another one, and a change of one kind while one of another kind is on its way.
 options:
   kind:
     description: What is changed; each kind has a note of its own.
@@ -60,6 +61,13 @@ options:
     description: Id of the run that holds the fleet's claim.
     type: str
     default: ""
+  held:
+    description: Refuse an operator who has lost the node, and change nothing. For the moment before something is done to it.
+    type: bool
+    default: false
+  operator:
+    description: Who asks; filled in by the action plugin.
+    type: dict
   record:
     description: File of the run's record, on the machine that runs the play; each move is written down there.
     type: path
@@ -113,19 +121,23 @@ def moved(note: Optional[dict[str, Any]], given: dict[str, Any]) -> Optional[dic
         )
     if given["target"]:
         refuse_beside(kind, given["node"], {other: found(other) for other in KINDS if other != kind})
-        words = {name: given[name] for name in ("kind", "node", "run", "target", "back")}
+        words = {name: given[name] for name in ("kind", "node", "run", "operator", "target", "back")}
         return begin(note, previous=given["previous"] or installed(Path(given["pins"])), **words)
-    if not given["to"]:
+    if not (given["to"] or given["held"]):
         return note
     if note is None:
         raise NoteError(f"UPGRADE-NOTE: no upgrade was begun here. Run playbooks/operate/upgrade_{kind}.yml")
-    return advance(note, given["to"], given["run"], given["reason"], given["drained_before"], given["xid_since"])
+    if given["held"]:
+        refuse_lost(note, given["run"], given["operator"])
+        return note
+    words = {name: given[name] for name in ("run", "operator", "reason", "drained_before", "xid_since")}
+    return advance(note, given["to"], **words)
 
 
 def found(kind: str) -> Optional[dict[str, Any]]:
-    """The note of that kind. Notes that are older than their kinds are of a driver."""
+    """The note of that kind. Notes that are older than their kinds are of a driver, and older ones name no operator."""
     note = read(Path(note_of(kind)), VERSION)
-    return None if note is None else {"kind": "driver", **note}
+    return None if note is None else {"kind": "driver", "operator": None, **note}
 
 
 def main() -> None:
@@ -139,13 +151,15 @@ def main() -> None:
             "back": {"type": "bool", "default": False},
             "to": {"type": "str"},
             "run": {"type": "str", "default": ""},
+            "held": {"type": "bool", "default": False},
+            "operator": {"type": "dict"},
             "record": {"type": "path"},
             "proof": {"type": "dict"},
             "reason": {"type": "str", "default": ""},
             "drained_before": {"type": "bool"},
             "xid_since": {"type": "str", "default": ""},
         },
-        mutually_exclusive=[("target", "to")],
+        mutually_exclusive=[("target", "to", "held")],
         required_together=[("node", "target")],
         supports_check_mode=True,
     )

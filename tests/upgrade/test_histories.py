@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from plugins.module_utils.kept_note import NoteError
-from plugins.module_utils.node_upgrade import AT_REST, TABLES, advance, begin
+from plugins.module_utils.node_upgrade import AT_REST, TABLES, advance, begin, refuse_lost
 from plugins.module_utils.rollout import LEASE_SECONDS, Clock, claimed, held, released
 
 HISTORIES = int(os.environ.get("GPUYARD_HISTORIES", "200"))
@@ -28,6 +28,8 @@ OLD: dict[str, Any] = {"version": "580.105.08", "kernel_modules": "open", "packa
 NEW: dict[str, Any] = {"version": "590.44.01", "kernel_modules": "open", "packages": {}}
 NAMES = ("a", "b", "c")
 STEPS = TABLES["driver"]
+# What is done by who has just seen that the node is his; test_node_upgrade.py holds the playbook against it.
+LOOKS = ("vllm_server/record", "vllm_server/verify", "vllm_server/compare", "nvidia_driver/verify", "node_health/mark")
 FAULTS = ["nvidia_driver/install", "nvidia_driver/load", "nvidia_driver/verify", "vllm_server/compare"]
 FAULTS += ["old nvidia_driver/install", "old nvidia_driver/verify", "old vllm_server/compare"]
 SEEN: Counter[str] = Counter()
@@ -70,8 +72,9 @@ class Operator:
             next(self.way)
         except StopIteration:
             self.going = False
-        except (TaskError, NoteError):
+        except (TaskError, NoteError) as error:
             self.going = False  # the play ended with an error
+            SEEN["fenced"] += "UPGRADE-FENCED" in str(error)
 
     def walk(self) -> Iterator[None]:
         fleet = self.fleet
@@ -82,7 +85,7 @@ class Operator:
         self.run = fleet.claim["run"]
         yield
         for node in fleet.nodes:
-            words = {"kind": "driver", "node": node.name, "run": self.run}
+            words = {"kind": "driver", "node": node.name, "run": self.run, "operator": self.who}
             node.note = kept(begin(node.note, target=NEW, previous=node.has, **words))
             yield
         for node in sorted(fleet.nodes, key=lambda node: node.note["state"] in (*AT_REST, "upgrade-required")):
@@ -152,11 +155,14 @@ class Operator:
 
     def move(self, node: Node, to: str, **more: Any) -> None:
         assert node.note
-        node.note = kept(advance(node.note, to, self.run, **more))
+        node.note = kept(advance(node.note, to, self.run, self.who, **more))
         SEEN["moves"] += 1
 
     def do(self, node: Node, *verbs: str) -> Iterator[None]:
+        assert node.note
         for verb in verbs:
+            if verb not in LOOKS:
+                refuse_lost(node.note, self.run, self.who)
             self.fleet.do(node, verb)
             SEEN["verbs"] += 1
             yield
@@ -190,9 +196,8 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(take_over=st.booleans())
     def somebody_comes(self, take_over: bool) -> None:
-        # Taking over is for one who is gone: whoever holds the fleet is ended first, as the option's text asks.
-        if take_over:
-            self.killed()
+        # Whoever was thought to be gone may wake, and go on where he was.
+        SEEN["taken_over"] += take_over and any(operator.going for operator in self.operators)
         self.operators.append(Operator(self, next(self.numbers), take_over))
 
     @rule(which=st.integers(0, 3), steps=st.integers(1, 25))
@@ -203,6 +208,18 @@ class Fleet(RuleBasedStateMachine):
             for _ in range(steps):
                 if operator.going:
                     operator.step()
+                    self.see()
+
+    @rule(mine=st.integers(1, 40), theirs=st.integers(1, 20), after=st.integers(1, 20))
+    def taken_over_and_woken(self, mine: int, theirs: int, after: int) -> None:
+        """One works, is thought to be gone, and wakes while whoever took over is at it."""
+        self.killed()
+        pair = [Operator(self, next(self.numbers), True), Operator(self, next(self.numbers), True)]
+        self.operators += pair
+        for which, steps in ((0, mine), (1, theirs), (0, after), (1, theirs), (0, after)):
+            for _ in range(steps):
+                if pair[which].going:
+                    pair[which].step()
                     self.see()
 
     @rule()
@@ -229,8 +246,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def long_silence(self) -> None:
-        """Longer than a claim is believed; nobody works so long at one step."""
-        self.killed()
+        """Longer than a claim is believed: a laptop that was closed, and wakes some day."""
         self.clock = Clock(self.clock.boot, self.clock.seconds + LEASE_SECONDS)
 
     @rule()
@@ -329,5 +345,5 @@ TestHistories.settings = settings(
 def test_the_histories_had_it_all_in_them() -> None:
     """Behind the machine, in the order of this file."""
     print("\n" + " ".join(f"{name}={SEEN[name]}" for name in sorted(SEEN)), "violations=0")
-    for name in ("histories", "killed", "cut_off", "power_lost", "gateway_restarted", "quarantined"):
+    for name in ("histories", "killed", "cut_off", "power_lost", "gateway_restarted", "quarantined", "taken_over", "fenced"):
         assert SEEN[name], name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,20 @@ from plugins.module_utils.node_upgrade import (
     installed,
     pinned,
     refuse_beside,
+    refuse_lost,
     way_back,
 )
 
 PROJECT = Path(__file__).parents[2]
 WALK = PROJECT / "playbooks/operate/tasks/change_node.yml"
 RUN = "20261125T060000Z-driver-abcd"
+ANNA = {"name": "anna", "host": "desk", "pid": 7, "started": "b/1", "machine": "m", "pids": "pid:[1]"}
+BERT = {**ANNA, "name": "bert", "pid": 9, "started": "b/2"}
+MINE: dict[str, Any] = {"run": RUN, "operator": ANNA}
+# What a role does to a node, so that two must never do it at once; all else looks, or writes what nobody reads.
+ACTS = {"node_gate/drain", "node_gate/uncordon", "vllm_server/stop", "vllm_server/start", "vllm_server/configure"}
+ACTS |= {"vllm_server/restore", "nvidia_driver/unload", "nvidia_driver/install", "nvidia_driver/load"}
+ACTS |= {"node_kernel/restart", "node_kernel/restore", "node_kernel/confirm", "node_kernel/forget"}
 OLD: dict[str, Any] = {
     "version": "580.105.08",
     "kernel_modules": "open",
@@ -51,11 +60,11 @@ OTHER: dict[str, Any] = {
 def begun(
     note: dict[str, Any] | None = None, target: dict[str, Any] = NEW, previous: dict[str, Any] = OLD
 ) -> dict[str, Any]:
-    return begin(note, kind="driver", node="a-chat-0", run=RUN, target=target, previous=previous)
+    return begin(note, kind="driver", node="a-chat-0", **MINE, target=target, previous=previous)
 
 
 def moved(note: dict[str, Any], to: str, **more: Any) -> dict[str, Any]:
-    return advance(note, to, RUN, **more)
+    return advance(note, to, **MINE, **more)
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -108,8 +117,11 @@ def test_every_state_has_a_colour_of_its_own_kind() -> None:
     assert set(COLOURS) == {state for table in TABLES.values() for state in table}
 
 
-def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent) -> list[str]:
-    """The verbs of roles and the states that a list of tasks goes through for one kind of change, in its order."""
+def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent, held: bool = False) -> list[str]:
+    """The verbs of roles and the states that a list of tasks goes through for one kind of change, in its order.
+
+    With `held` also where it sees that nobody has taken the node over.
+    """
     found: list[str] = []
     for task in tasks:
         condition = str(task.get("when", ""))
@@ -118,14 +130,17 @@ def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent) -
         if any((other == kind) != (word == "==") for word, other in asked):
             continue
         if "block" in task:
-            found += walked(task["block"], kind, folder)
+            found += walked(task["block"], kind, folder, held)
         elif role := task.get("ansible.builtin.include_role"):
             found.append(f"{role['name'].split('.')[-1]}/{role['tasks_from']}")
         elif note := task.get("gpuyard.fleet.node_upgrade"):
+            if note.get("held"):
+                found += ["held"] * held
+                continue
             found.append(EXCHANGES[kind].state if note["to"] == "{{ upgrade_exchange }}" else note["to"])
         elif named := task.get("ansible.builtin.include_tasks"):
             file = folder / named.replace("{{ upgrade_kind }}", kind)
-            found += walked(yaml.safe_load(file.read_text()), kind, file.parent)
+            found += walked(yaml.safe_load(file.read_text()), kind, file.parent, held)
     return found
 
 
@@ -179,7 +194,7 @@ def test_a_node_in_quarantine_is_not_tried_again_with_the_same_driver() -> None:
 
 def test_the_note_of_another_node_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
-        begin(begun(), kind="driver", node="b-chat-0", run=RUN, target=NEW, previous=OLD)
+        begin(begun(), kind="driver", node="b-chat-0", **MINE, target=NEW, previous=OLD)
 
 
 def test_the_mark_of_the_new_driver_outlives_whoever_set_it() -> None:
@@ -203,16 +218,39 @@ def test_a_node_is_touched_from_the_moment_its_driver_is_exchanged() -> None:
 
 def test_a_run_that_lost_a_node_moves_it_no_more() -> None:
     note = moved(begun(), "drain-required")
-    taken = begin(note, kind="driver", node="a-chat-0", run="another", target=NEW, previous=OLD)
+    taken = begin(note, kind="driver", node="a-chat-0", run="another", operator=ANNA, target=NEW, previous=OLD)
     with pytest.raises(NoteError, match=r"UPGRADE-FENCED.*another"):
         moved(taken, "driver-install-required")
-    assert advance(taken, "driver-install-required", "another")["touched"]
+    assert advance(taken, "driver-install-required", run="another", operator=ANNA)["touched"]
+
+
+def test_who_wakes_after_another_one_took_over_his_run_moves_nothing_more_and_does_nothing_more() -> None:
+    """A run that is taken over keeps its name, so that its record is one: the name alone fences nobody."""
+    note = moved(begun(), "drain-required")
+    taken = begin(note, kind="driver", node="a-chat-0", run=RUN, operator=BERT, target=NEW, previous=OLD)
+    with pytest.raises(NoteError, match=r"UPGRADE-FENCED: a-chat-0 is changed by bert@desk \(process 9\).*process 7 on"):
+        moved(taken, "driver-install-required")
+    with pytest.raises(NoteError, match="UPGRADE-FENCED"):
+        refuse_lost(taken, **MINE)
+    refuse_lost(taken, run=RUN, operator=BERT)
+    with pytest.raises(NoteError, match="UPGRADE-FENCED"):
+        refuse_lost({**note, "operator": None}, **MINE)  # as an older gpuyard wrote it: whoever begins puts in his
+
+
+@by_kind
+def test_whatever_is_done_to_a_node_is_done_by_who_has_just_seen_that_it_is_his(kind: str) -> None:
+    (task,) = [task for task in yaml.safe_load(WALK.read_text()) if "rescue" in task]
+    for way in (task["block"], task["rescue"]):
+        words = walked(way, kind, held=True)
+        assert ACTS & set(words)
+        for before, word in pairwise(["", *words]):
+            assert word not in ACTS or before == "held" or before in TABLES[kind], f"{word} behind {before}"
 
 
 def test_who_goes_back_twice_stays_there() -> None:
     done = {**begun(), "state": "upgrade-done"}
     assert way_back(done) == OLD
-    words = {"kind": "driver", "node": "a-chat-0", "run": RUN}
+    words = {"kind": "driver", "node": "a-chat-0", **MINE}
     back = begin(done, target=OLD, previous=NEW, back=True, **words)
     assert way_back(back) == OLD
     refused = {**begun(done, target=OTHER, previous=NEW), "state": "rollback-done"}
@@ -260,7 +298,7 @@ def test_one_kind_of_change_at_a_time() -> None:
 
 def test_a_node_is_touched_from_the_moment_its_engines_are_exchanged() -> None:
     new, old = {"version": "vllm-2", "settings": "b"}, {"version": "vllm-1", "environments": {"m": "vllm-1"}}
-    note = begin(None, kind="engine", node="a-chat-0", run=RUN, target=new, previous=old)
+    note = begin(None, kind="engine", node="a-chat-0", **MINE, target=new, previous=old)
     note = moved(note, "drain-required")
     assert not note["touched"]
     assert moved(note, "service-stop-required")["touched"]
@@ -270,7 +308,7 @@ def test_a_node_is_touched_from_the_moment_its_engines_are_exchanged() -> None:
 
 def test_a_node_is_touched_from_the_moment_it_is_rebooted_and_what_it_came_from_is_the_kernel_it_ran() -> None:
     new, old = {"version": "6.1.0-57-amd64", "packages": {}}, {"version": "6.1.0-50-amd64", "packages": {}, "held": []}
-    words = {"kind": "kernel", "node": "a-chat-0", "run": RUN, "target": new}
+    words = {"kind": "kernel", "node": "a-chat-0", **MINE, "target": new}
     note = moved(begin(None, previous=old, **words), "drain-required")
     assert not moved(note, "rollback-required")["touched"], "the new kernel lies beside the old one, and was not booted"
     booted = moved(note, "reboot-required")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuyard.upgrade import record
+from gpuyard.upgrade.operator import gone, own_operator, started
 from gpuyard.upgrade.waves import Fleet, Model, Node, Policy, UpgradeError, Wave, at_once, refuse_overload, waves
 from plugins.module_utils.kept_note import NoteError
 from plugins.module_utils.rollout import LEASE_SECONDS, Clock, claimed, held, paused, released
@@ -91,6 +92,41 @@ def test_a_rollout_that_a_node_has_halted_is_not_done_for_the_others() -> None:
 def test_the_claim_of_another_fleet_is_refused() -> None:
     with pytest.raises(NoteError, match="UPGRADE-FOREIGN"):
         ask({**ask(None), "fleet": "g"})
+
+
+# --- who is dead ---
+
+HERE = {"name": "anna", "host": "desk", "pid": 7, "started": "b1/100", "machine": "m1", "pids": "pid:[1]"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "now", "dead"),
+    [
+        ({}, "", True),
+        ({}, "b1/900", True),  # its pid was used again
+        ({}, "b1/100", False),
+        ({"started": "b0/100"}, "", True),  # the machine has booted since
+        ({"host": "other"}, "", False),
+        ({"machine": "m2", "started": "b2/100"}, "", False),  # two controllers of one host name
+        ({"pids": "pid:[2]"}, "", False),  # two containers of one kernel
+    ],
+)
+def test_an_operator_is_dead_only_where_a_missing_pid_can_say_so(owner: dict[str, Any], now: str, dead: bool) -> None:
+    assert gone({**HERE, **owner}, HERE, now) is dead
+
+
+def test_without_an_id_of_the_machine_only_the_same_boot_says_who_is_dead() -> None:
+    here = {**HERE, "machine": ""}
+    assert gone(here, here, "")
+    assert not gone({**here, "started": "b0/100"}, here, ""), "two containers of one name on two hosts"
+    of_old = {name: HERE[name] for name in ("name", "host", "pid", "started")}
+    assert not gone(of_old, HERE, ""), "a claim of an older gpuyard does not say where its owner was"
+
+
+def test_whoever_asks_lives() -> None:
+    me = own_operator()
+    assert me["started"]
+    assert not gone(me, me, started(me["pid"]))
 
 
 # --- the waves ---
