@@ -61,7 +61,7 @@ def upgrade_plan(
         # With nothing to do the play is walked all the same, and changes nothing.
         "order": order or list(names),
         "serial": [len(wave.nodes) for wave in found] or [len(names)],
-        "canaries": [name for wave in found if wave.name.startswith("canary") for name in wave.nodes],
+        "canaries": [name for wave in found for name in wave.watched],
         "waves": [{"name": wave.name, "nodes": list(wave.nodes)} for wave in found],
         "text": told(found, moves) if found else "Every node is done; there is nothing to change.",
     }
@@ -76,6 +76,7 @@ def node_of(name: str, found: Mapping[str, Any]) -> Node:
         serves=any(row["status"].startswith("UP") for row in seen(name, found)),
         domain=str(found.get("failure_domain", "")),
         stays_out=bool(found["upgrade_begun"]["note"]["drained_before"]),
+        watched=bool(found["upgrade_begun"]["note"]["watched"]),
     )
 
 

@@ -210,6 +210,8 @@ def begin(
         # What the change before this one came from: the way back for as long as this one has not come.
         "before": before,
         "drained_before": False,
+        # Whether it was looked at under its users' load to the end of the soak: only such a node was a canary.
+        "watched": False,
         # Where the node's journal stood when the new driver came: an Xid behind it is of the new driver.
         "xid_since": "",
         "touched": False,
@@ -237,6 +239,7 @@ def advance(
     reason: str = "",
     drained_before: bool | None = None,
     xid_since: str = "",
+    watched: bool = False,
 ) -> dict[str, Any]:
     """The note in another state. Raises NoteError where the table has no such way, and for who lost the node."""
     refuse_lost(note, run, operator)
@@ -251,6 +254,8 @@ def advance(
         found["drained_before"] = drained_before
     if xid_since:
         found["xid_since"] = xid_since
+    if to == "upgrade-done":
+        found["watched"] = note["watched"] or watched
     return found
 
 

@@ -85,6 +85,10 @@ options:
     description: Mark in the node's journal, from where on an Xid is of the new driver. Kept until another one is given.
     type: str
     default: ""
+  watched:
+    description: Whether the node was watched to the end of the soak; kept with C(upgrade-done).
+    type: bool
+    default: false
 author: [gpuyard]
 attributes:
   check_mode: {support: full, description: Says what the note would be.}
@@ -130,14 +134,14 @@ def moved(note: Optional[dict[str, Any]], given: dict[str, Any]) -> Optional[dic
     if given["held"]:
         refuse_lost(note, given["run"], given["operator"])
         return note
-    words = {name: given[name] for name in ("run", "operator", "reason", "drained_before", "xid_since")}
+    words = {name: given[name] for name in ("run", "operator", "reason", "drained_before", "xid_since", "watched")}
     return advance(note, given["to"], **words)
 
 
 def found(kind: str) -> Optional[dict[str, Any]]:
     """The note of that kind. Notes that are older than their kinds are of a driver, and older ones name no operator."""
     note = read(Path(note_of(kind)), VERSION)
-    return None if note is None else {"kind": "driver", "operator": None, **note}
+    return None if note is None else {"kind": "driver", "operator": None, "watched": False, **note}
 
 
 def main() -> None:
@@ -158,6 +162,7 @@ def main() -> None:
             "reason": {"type": "str", "default": ""},
             "drained_before": {"type": "bool"},
             "xid_since": {"type": "str", "default": ""},
+            "watched": {"type": "bool", "default": False},
         },
         mutually_exclusive=[("target", "to", "held")],
         required_together=[("node", "target")],

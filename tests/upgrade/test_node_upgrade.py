@@ -331,6 +331,15 @@ def test_only_the_first_look_says_whether_somebody_else_had_drained_the_node() -
     assert moved(note, "drain-required", drained_before=False)["drained_before"] is True
 
 
+def test_only_a_node_that_was_watched_to_the_end_was_watched() -> None:
+    assert not moved(at("soak-required"), "upgrade-done")["watched"]
+    done = moved(at("soak-required"), "upgrade-done", watched=True)
+    assert done["watched"]
+    assert begun(done, previous=NEW)["watched"], "it is asked again in a later run"
+    assert not begun(done, target=OTHER, previous=NEW)["watched"], "with another driver it is no canary"
+    assert not begun(previous=NEW)["watched"], "it was installed, and nobody looked"
+
+
 def test_a_note_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep/note.json"
     assert read(path) is None

@@ -158,11 +158,29 @@ def test_a_canary_then_batches() -> None:
 def test_what_was_begun_is_ended_first_and_a_canary_sings_once() -> None:
     nodes = fleet(5)
     nodes[3] = Node("p0-3", "p0", "validation-required", serves=False)
-    nodes[4] = Node("p0-4", "p0", "upgrade-done")
+    nodes[4] = Node("p0-4", "p0", "upgrade-done", watched=True)
     assert [(wave.name, wave.nodes[0]) for wave in plan(nodes)] == [
         ("begun", "p0-3"), ("batch 1", "p0-0"), ("batch 2", "p0-1"), ("batch 3", "p0-2"),
     ]  # fmt: skip
     assert plan([Node("a", "p", "upgrade-done"), Node("b", "p", "upgrade-done")]) == []
+
+
+def test_a_canary_that_was_interrupted_is_watched_when_it_is_ended() -> None:
+    nodes = fleet(5)
+    nodes[0] = Node("p0-0", "p0", "validation-required", serves=False)
+    begun, *others = plan(nodes)
+    assert (begun.name, begun.watched) == ("begun", ("p0-0",))
+    assert [wave.watched for wave in others] == [(), (), (), ()]
+    assert [wave.watched for wave in plan(nodes, canary=2)[:3]] == [("p0-0",), ("p0-1",), ()]
+    # A node that goes back, or one that is not opened again, shows nothing: another one is the canary.
+    for found in (replace(nodes[0], state="rollback-required"), replace(nodes[0], stays_out=True)):
+        assert [wave.watched for wave in plan([found, *nodes[1:]])[:3]] == [(), ("p0-1",), ()]
+
+
+def test_a_node_that_site_yml_brought_to_the_new_one_was_no_canary() -> None:
+    nodes = fleet(5)
+    nodes[4] = Node("p0-4", "p0", "upgrade-done")
+    assert plan(nodes)[0] == Wave("canary 1", ("p0-0",), ("p0-0",))
 
 
 def test_a_batch_is_of_one_failure_domain() -> None:

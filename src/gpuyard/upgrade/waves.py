@@ -46,6 +46,8 @@ class Node:
     """What fails together: a zone, a rack, a power feed."""
     stays_out: bool = False
     """Somebody else had taken it out before it was begun, so it is not opened when it is done."""
+    watched: bool = False
+    """It was watched to the end under its users' load, with what is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Fleet:
 class Wave:
     name: str
     nodes: tuple[str, ...]
+    watched: tuple[str, ...] = ()
+    """Those of them that are watched before anything follows."""
 
 
 def at_once(policy: Policy, nodes: int) -> int:
@@ -101,16 +105,18 @@ def at_once(policy: Policy, nodes: int) -> int:
 def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     """The nodes that are to change, in their order. Raises UpgradeError where a model would lose its last node.
 
-    What was begun is ended first. Then canaries, then batches: no more at once than the policy allows, never the last
+    What was begun is ended first, and watched where no canary has been yet. Then canaries, then batches: no more at once than the policy allows, never the last
     node of a pool that serves, and each batch out of one failure domain, so that a domain that fails meanwhile
     finds the others whole.
     """
     limit = at_once(policy, fleet.nodes)
     going = [node for node in nodes if node.state not in (*DONE, *NOT_BEGUN)]
     waiting = [node for node in nodes if node.state in NOT_BEGUN]
-    done = sum(node.state in DONE for node in nodes)
-    # A canary that was watched in an earlier run has sung.
-    canaries = min(max(policy.canary - done, 0), len(waiting))
+    # A canary that was watched in an earlier run has sung; a node that merely has what is new has not.
+    canaries = max(policy.canary - sum(node.watched for node in nodes if node.state in DONE), 0)
+    # One that goes back shows nothing of what is new, and one that is not opened has no users.
+    begun = [node.name for node in going if node.state != "rollback-required" and not node.stays_out][:canaries]
+    canaries = min(canaries - len(begun), len(waiting))
     # Those that somebody else has taken out are out already, and in nobody's way: they come last, on their own.
     apart = [node for node in waiting if not node.serves]
     waiting = [node for node in waiting if node.serves]
@@ -119,10 +125,11 @@ def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     found: list[Wave] = []
     # What was begun is out already, however many there are.
     if going:
-        found.append(Wave("begun", tuple(node.name for node in going)))
+        found.append(Wave("begun", tuple(node.name for node in going), tuple(begun)))
     for number in range(1, canaries + 1):
         if waiting:
-            found.append(Wave(f"canary {number}", (waiting.pop(0).name,)))
+            canary = (waiting.pop(0).name,)
+            found.append(Wave(f"canary {number}", canary, canary))
     batch = 0
     while waiting:
         batch += 1
