@@ -31,7 +31,8 @@ class ActionModule(ActionBase):
         if records and not result.get("failed") and result.get("claim"):
             file = Path(records) / result["claim"]["run"] / "record.jsonl"
             result["record"] = str(file)
-            if not self._task.check_mode and words["state"] in ("claimed", "released"):
+            ends = words["state"] == "released" and result["claim"]["result"]
+            if not self._task.check_mode and (words["state"] == "claimed" or ends):
                 append(file, {"event": words["state"], **seen(result["claim"]), **event})
         return result
 

@@ -35,6 +35,7 @@ def claimed(
     is known to be dead. Raises NoteError while another one changes the fleet.
     """
     mine = {**wish, "version": VERSION, "boot": clock.boot, "heard": clock.seconds, "paused": False, "result": ""}
+    mine.update(halting=False, nodes=[])
     if claim is None or claim["result"]:
         return mine
     if claim["fleet"] != wish["fleet"]:
@@ -59,8 +60,8 @@ def claimed(
     return {**mine, "run": claim["run"], "begun": claim["begun"]}
 
 
-def held(claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """The claim, heard of now. Raises NoteError for who lost it, and where it is to stop before its next node."""
+def heard(claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """The claim, heard of now. Raises NoteError for who lost it."""
     if claim is None or claim["run"] != run or claim["operator"] != operator or claim["result"]:
         now = (
             "nobody"
@@ -71,12 +72,24 @@ def held(claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], cl
             f"UPGRADE-FENCED: run {run} holds this fleet no more; {now} does. Agree with them before anything is run "
             "again"
         )
+    return {**claim, "boot": clock.boot, "heard": clock.seconds}
+
+
+def held(
+    claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], clock: Clock, node: str
+) -> dict[str, Any]:
+    """The claim with one more node under way. Raises NoteError for who lost it, and where none is to be begun."""
+    claim = heard(claim, run=run, operator=operator, clock=clock)
+    if claim["halting"]:
+        raise NoteError(
+            f"UPGRADE-HALTED: {node} was not touched, because another node failed in run {run}. What is under way is ended"
+        )
     if claim["paused"]:
         raise NoteError(
             f"UPGRADE-PAUSED: run {run} was paused before this node. The nodes before it are done, and all serve. Run "
             "the same playbook with -e upgrade_resume=true to let it go on"
         )
-    return {**claim, "boot": clock.boot, "heard": clock.seconds}
+    return {**claim, "nodes": sorted({*claim["nodes"], node})}
 
 
 def paused(claim: dict[str, Any] | None, run: str) -> dict[str, Any]:
@@ -87,8 +100,17 @@ def paused(claim: dict[str, Any] | None, run: str) -> dict[str, Any]:
     return {**claim, "paused": True}
 
 
-def released(claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], result: str) -> dict[str, Any] | None:
-    """The claim given back. What somebody took over is left to them, and what a node ended as halted is not done."""
+def released(
+    claim: dict[str, Any] | None, *, run: str, operator: dict[str, Any], result: str, node: str = ""
+) -> dict[str, Any] | None:
+    """The claim given back. What somebody took over is left to them, and what a node has halted is not done.
+
+    With `node` that one alone has come to its end. One that ends as halted lets no other begin; the fleet is given back
+    when none is under way any more, for whoever came before that would change nodes that are being changed.
+    """
     if claim is None or claim["result"] or claim["run"] != run or claim["operator"] != operator:
         return claim
-    return {**claim, "result": result}
+    halting = claim["halting"] or result == "halted"
+    left = [other for other in claim["nodes"] if other != node] if node else []
+    over = halting and not left if node else True
+    return {**claim, "halting": halting, "nodes": left, "result": ("halted" if halting else result) if over else ""}

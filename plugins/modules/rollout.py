@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import NoteError, alone, read, write
@@ -13,6 +14,7 @@ from ansible_collections.gpuyard.fleet.plugins.module_utils.rollout import (
     VERSION,
     Clock,
     claimed,
+    heard,
     held,
     paused,
     released,
@@ -27,11 +29,11 @@ description:
 options:
   state:
     description:
-      - C(claimed) takes the claim, or goes on with one whose owner is gone; C(held) says that its owner is still there,
-        and is refused when it is to stop; C(paused) has it stop before its next node; C(released) gives it back;
-        C(read) reads.
+      - C(claimed) takes the claim, or goes on with one whose owner is gone; C(heard) says that its owner is still there;
+        C(held) that it begins a node, and is refused when it is to stop; C(paused) has it stop before its next node;
+        C(released) says that a node has come to its end, or without one gives the claim back; C(read) reads.
     type: str
-    choices: [claimed, held, paused, released, read]
+    choices: [claimed, heard, held, paused, released, read]
     required: true
   fleet:
     description: Name of the fleet.
@@ -46,6 +48,10 @@ options:
     type: str
   run:
     description: Id of the run; of C(claimed) the one to begin.
+    type: str
+    default: ""
+  node:
+    description: The node that C(held) begins, or that C(released) ends.
     type: str
     default: ""
   take_over:
@@ -101,18 +107,25 @@ record:
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
+def found(path: Path) -> Optional[dict[str, Any]]:
+    """The claim. An older gpuyard did not say which nodes are under way."""
+    claim = read(path, VERSION)
+    return None if claim is None else {"halting": False, "nodes": [], **claim}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["claimed", "held", "paused", "released", "read"],
+                "choices": ["claimed", "heard", "held", "paused", "released", "read"],
                 "required": True,
             },
             "fleet": {"type": "str"},
             "kind": {"type": "str", "choices": ["driver", "engine", "kernel"], "default": "driver"},
             "target": {"type": "str"},
             "run": {"type": "str", "default": ""},
+            "node": {"type": "str", "default": ""},
             "take_over": {"type": "bool", "default": False},
             "resume": {"type": "bool", "default": False},
             "result": {"type": "str", "default": "done"},
@@ -123,17 +136,19 @@ def main() -> None:
         },
         required_if=[
             ("state", "claimed", ["fleet", "target", "run", "operator"]),
-            ("state", "held", ["run", "operator"]),
+            ("state", "heard", ["run", "operator"]),
+            ("state", "held", ["run", "operator", "node"]),
             ("state", "released", ["run", "operator"]),
         ],
         supports_check_mode=True,
     )
     given = module.params
     path = Path(CLAIM)
+    who = {"run": given["run"], "operator": given["operator"]}
     clock = Clock(BOOT.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME))
     try:
         with alone(path):
-            before = after = read(path, VERSION)
+            before = after = found(path)
             if given["state"] == "claimed":
                 wish = {name: given[name] for name in ("fleet", "run", "kind", "target", "operator")}
                 wish["begun"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -141,12 +156,14 @@ def main() -> None:
                 after = claimed(
                     before, wish=wish, clock=clock, gone=gone, take_over=given["take_over"], resume=given["resume"]
                 )
+            elif given["state"] == "heard":
+                after = heard(before, clock=clock, **who)
             elif given["state"] == "held":
-                after = held(before, run=given["run"], operator=given["operator"], clock=clock)
+                after = held(before, clock=clock, node=given["node"], **who)
             elif given["state"] == "paused":
                 after = paused(before, given["run"])
             elif given["state"] == "released":
-                after = released(before, run=given["run"], operator=given["operator"], result=given["result"])
+                after = released(before, result=given["result"], node=given["node"], **who)
             if after is not None and after != before and not module.check_mode:
                 write(path, after)
     except NoteError as refused:

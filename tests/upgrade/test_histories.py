@@ -89,9 +89,10 @@ class Operator:
             node.note = kept(begin(node.note, target=NEW, previous=node.has, **words))
             yield
         for node in sorted(fleet.nodes, key=lambda node: node.note["state"] in (*AT_REST, "upgrade-required")):
-            fleet.claim = kept(held(fleet.claim, run=self.run, operator=self.who, clock=fleet.clock))
+            fleet.claim = kept(held(fleet.claim, run=self.run, operator=self.who, clock=fleet.clock, node=node.name))
             yield
             yield from self.change(node)
+            fleet.claim = kept(released(fleet.claim, run=self.run, operator=self.who, result="done", node=node.name))
         fleet.claim = kept(released(fleet.claim, run=self.run, operator=self.who, result="done"))
 
     def change(self, node: Node) -> Iterator[None]:
@@ -109,7 +110,8 @@ class Operator:
             yield
             yield from self.back(node)
             fleet = self.fleet
-            fleet.claim = kept(released(fleet.claim, run=self.run, operator=self.who, result="halted"))
+            words = {"run": self.run, "operator": self.who, "node": node.name}
+            fleet.claim = kept(released(fleet.claim, result="halted", **words))
             raise
 
     def forward(self, node: Node, state: str) -> Iterator[None]:

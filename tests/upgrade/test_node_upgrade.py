@@ -146,9 +146,10 @@ def walked(tasks: list[dict[str, Any]], kind: str, folder: Path = WALK.parent, h
 
 @by_kind
 def test_the_playbook_walks_the_table_and_nothing_else(kind: str) -> None:
-    halt, held, look, begin_it, task = yaml.safe_load(WALK.read_text())
+    halt, held, look, begin_it, task, left = yaml.safe_load(WALK.read_text())
     assert held["gpuyard.fleet.rollout"]["state"] == "held", "who lost the fleet, or is to pause, begins no node"
     assert "ansible.builtin.assert" in halt
+    assert left["gpuyard.fleet.rollout"]["node"] == held["gpuyard.fleet.rollout"]["node"]
     assert f"'{kind}': '{EXCHANGES[kind].state}'" in task["vars"]["upgrade_exchange"]
     assert walked([look, begin_it], kind) == ["node_gate/servers", "drain-required"]
     table: list[str] = []

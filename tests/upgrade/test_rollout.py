@@ -15,7 +15,7 @@ from gpuyard.upgrade import record
 from gpuyard.upgrade.operator import gone, own_operator, started
 from gpuyard.upgrade.waves import Fleet, Model, Node, Policy, UpgradeError, Wave, at_once, refuse_overload, waves
 from plugins.module_utils.kept_note import NoteError
-from plugins.module_utils.rollout import LEASE_SECONDS, Clock, claimed, held, paused, released
+from plugins.module_utils.rollout import LEASE_SECONDS, Clock, claimed, heard, held, paused, released
 
 NOW = Clock("boot-1", 1000.0)
 ANNA = {"name": "anna", "host": "desk", "pid": 7, "started": "b/1"}
@@ -45,7 +45,7 @@ def test_a_claim_whose_owner_is_gone_goes_on_under_its_own_run() -> None:
         taken = ask(mine, BERT, run="r2", **more)
         assert (taken["run"], taken["operator"]) == ("r1", BERT), more
         with pytest.raises(NoteError, match="UPGRADE-FENCED"):
-            held(taken, run="r1", operator=ANNA, clock=NOW)
+            held(taken, run="r1", operator=ANNA, clock=NOW, node="n1")
     with pytest.raises(NoteError, match="UPGRADE-TWO"):
         ask(mine, BERT, clock=Clock("boot-1", 999.0 + LEASE_SECONDS))
     with pytest.raises(NoteError, match="UPGRADE-TWO"):
@@ -61,7 +61,7 @@ def test_to_another_driver_it_is_another_run() -> None:
 def test_a_paused_run_stops_before_its_next_node_and_goes_on_when_told() -> None:
     waiting = paused(ask(None), "r1")
     with pytest.raises(NoteError, match=r"UPGRADE-PAUSED: run r1.*upgrade_resume=true"):
-        held(waiting, run="r1", operator=ANNA, clock=NOW)
+        held(waiting, run="r1", operator=ANNA, clock=NOW, node="n1")
     with pytest.raises(NoteError, match="UPGRADE-PAUSED"):
         ask(waiting)
     assert ask(waiting, resume=True)["paused"] is False
@@ -87,6 +87,33 @@ def test_a_rollout_that_a_node_has_halted_is_not_done_for_the_others() -> None:
     assert halted
     assert halted["result"] == "halted"
     assert released(halted, run="r1", operator=ANNA, result="done") == halted
+
+
+def test_a_node_that_fails_lets_no_other_begin_and_the_fleet_is_held_until_the_last_of_its_batch_has_ended() -> None:
+    who: dict[str, Any] = {"run": "r1", "operator": ANNA}
+    claim: Any = ask(None)
+    for node in "abc":
+        claim = held(claim, **who, clock=NOW, node=node)
+    claim = released(claim, **who, result="halted", node="a")
+    assert claim["result"] == ""
+    with pytest.raises(NoteError, match=r"UPGRADE-HALTED: d was not touched"):
+        held(claim, **who, clock=NOW, node="d")
+    with pytest.raises(NoteError, match="UPGRADE-TWO"):
+        ask(claim, BERT, run="r2")
+    heard(claim, **who, clock=NOW)
+    claim = released(claim, **who, result="done", node="b")
+    assert (claim["nodes"], claim["result"]) == (["c"], "")
+    assert released(claim, **who, result="done")["result"] == "halted", "the last play gives back what it finds halting"
+    claim = released(claim, **who, result="done", node="c")
+    assert claim["result"] == "halted"
+    assert ask(claim, BERT, run="r2")["nodes"] == []
+
+
+def test_a_node_that_is_done_gives_nothing_back() -> None:
+    claim = held(ask(None), run="r1", operator=ANNA, clock=NOW, node="a")
+    after = released(claim, run="r1", operator=ANNA, result="done", node="a")
+    assert after
+    assert (after["nodes"], after["result"], after["halting"]) == ([], "", False)
 
 
 def test_the_claim_of_another_fleet_is_refused() -> None:

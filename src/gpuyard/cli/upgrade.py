@@ -317,7 +317,7 @@ def claim_told(claim: Mapping[str, Any]) -> str:
     if not claim:
         return "nobody has changed this fleet yet"
     who = "{name}@{host}".format(**claim["operator"])
-    how = claim["result"] or ("paused" if claim["paused"] else "open")
+    how = claim["result"] or ("paused" if claim["paused"] else "halting" if claim["halting"] else "open")
     return f"run {claim['run']}: {claim['kind']} to {claim['target']}, by {who} since {claim['begun']}: {how}"
 
 
