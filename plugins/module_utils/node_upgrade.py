@@ -167,8 +167,8 @@ def begin(
 
     A change that came to rest is over, and so is one to another driver that has not begun to touch the node. One that
     has must be brought to its end first: its `previous` is all that says what the node came from. Run and operator
-    are those that hold the fleet's claim; from here on another one moves this note no more. `back` is remembered, so that who goes
-    back twice does not come forward again.
+    are those that hold the fleet's claim; from here on another one moves this note no more. `back` is remembered, so
+    that who goes back twice does not come forward again.
     """
     if note is not None:
         if note["node"] != node:

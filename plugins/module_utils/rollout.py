@@ -82,7 +82,8 @@ def held(
     claim = heard(claim, run=run, operator=operator, clock=clock)
     if claim["halting"]:
         raise NoteError(
-            f"UPGRADE-HALTED: {node} was not touched, because another node failed in run {run}. What is under way is ended"
+            f"UPGRADE-HALTED: {node} was not touched, because another node failed in run {run}. What is under way "
+            "is ended"
         )
     if claim["paused"]:
         raise NoteError(

@@ -28,7 +28,7 @@ short_description: Keep the note of an upgrade of driver, engines or kernel on a
 description:
   - Holds the state of the upgrade, what the node came from and what it goes to, so that any crash can be gone on from.
   - Refuses a note that was changed by hand or is of another node, a step that the table of states does not have, a run
-    or an operator that has lost the node to another one, and a change of one kind while one of another kind is on its way.
+    or an operator that has lost the node to another one, and a change of one kind beside one of another kind.
 options:
   kind:
     description: What is changed; each kind has a note of its own.
@@ -62,7 +62,7 @@ options:
     type: str
     default: ""
   held:
-    description: Refuse an operator who has lost the node, and change nothing. For the moment before something is done to it.
+    description: Refuse an operator who has lost the node, and change nothing. For the moment before an act.
     type: bool
     default: false
   operator:

@@ -29,7 +29,7 @@ description:
 options:
   state:
     description:
-      - C(claimed) takes the claim, or goes on with one whose owner is gone; C(heard) says that its owner is still there;
+      - C(claimed) takes the claim, or goes on with one whose owner is gone; C(heard) says that its owner lives;
         C(held) that it begins a node, and is refused when it is to stop; C(paused) has it stop before its next node;
         C(released) says that a node has come to its end, or without one gives the claim back; C(read) reads.
     type: str

@@ -347,5 +347,14 @@ TestHistories.settings = settings(
 def test_the_histories_had_it_all_in_them() -> None:
     """Behind the machine, in the order of this file."""
     print("\n" + " ".join(f"{name}={SEEN[name]}" for name in sorted(SEEN)), "violations=0")
-    for name in ("histories", "killed", "cut_off", "power_lost", "gateway_restarted", "quarantined", "taken_over", "fenced"):
+    for name in (
+        "histories",
+        "killed",
+        "cut_off",
+        "power_lost",
+        "gateway_restarted",
+        "quarantined",
+        "taken_over",
+        "fenced",
+    ):
         assert SEEN[name], name

@@ -29,6 +29,7 @@ from plugins.module_utils.node_upgrade import (
     refuse_lost,
     way_back,
 )
+from plugins.module_utils.rollout import LEASE_SECONDS
 
 PROJECT = Path(__file__).parents[2]
 WALK = PROJECT / "playbooks/operate/tasks/change_node.yml"
@@ -229,7 +230,9 @@ def test_who_wakes_after_another_one_took_over_his_run_moves_nothing_more_and_do
     """A run that is taken over keeps its name, so that its record is one: the name alone fences nobody."""
     note = moved(begun(), "drain-required")
     taken = begin(note, kind="driver", node="a-chat-0", run=RUN, operator=BERT, target=NEW, previous=OLD)
-    with pytest.raises(NoteError, match=r"UPGRADE-FENCED: a-chat-0 is changed by bert@desk \(process 9\).*process 7 on"):
+    with pytest.raises(
+        NoteError, match=r"UPGRADE-FENCED: a-chat-0 is changed by bert@desk \(process 9\).*process 7 on"
+    ):
         moved(taken, "driver-install-required")
     with pytest.raises(NoteError, match="UPGRADE-FENCED"):
         refuse_lost(taken, **MINE)
@@ -283,6 +286,25 @@ def test_a_fleet_whose_rollout_was_halted_goes_back_from_where_it_came_and_no_fu
 @by_kind
 def test_every_state_that_is_not_rest_has_a_deadline(kind: str) -> None:
     assert {state for state, step in TABLES[kind].items() if not step.deadline} == {"upgrade-required", *AT_REST}
+
+
+@by_kind
+def test_no_owner_who_lives_is_silent_for_longer_than_a_claim_is_believed(kind: str) -> None:
+    table, hear = TABLES[kind], "hear.yml"
+    (task,) = [task for task in yaml.safe_load(WALK.read_text()) if "rescue" in task]
+    (forward,) = [task["block"] for task in task["block"] if "block" in task]
+    (home,) = [task["block"] for task in task["rescue"] if "block" in task]
+    soak = yaml.safe_load((WALK.parent / "soak.yml").read_text())
+    drained, exchanged = (
+        next(number for number, task in enumerate(forward) if word in str(task)) for word in ("drain", "exchange.yml")
+    )
+    assert hear in str(forward[drained:exchanged]), "a drain may take an hour"
+    assert hear in str(task["rescue"][:2])
+    assert hear in str(home[0])
+    assert hear in str(soak[:2]), "a soak may be as long as anybody likes"
+    proven = table["validation-required"].deadline + table["uncordon-required"].deadline
+    assert table["drain-required"].deadline < LEASE_SECONDS
+    assert EXCHANGES[kind].deadline + proven < LEASE_SECONDS
 
 
 def test_one_kind_of_change_at_a_time() -> None:

@@ -23,7 +23,7 @@ def own_operator() -> dict[str, Any]:
         "started": started(pid),
         # Two controllers may have one host name, and two containers one kernel: a pid is one's own in its namespace.
         "machine": MACHINE_ID.read_text().strip() if MACHINE_ID.is_file() else "",
-        "pids": os.readlink("/proc/self/ns/pid"),
+        "pids": str(Path("/proc/self/ns/pid").readlink()),
     }
 
 
@@ -38,7 +38,7 @@ def started(pid: int) -> str:
 
 
 def gone(owner: Mapping[str, Any], own: Mapping[str, Any], now: str) -> bool:
-    """Whether an operator is known to be dead by one who looks from `own`; `now` is what `started` says of its pid here.
+    """Whether an operator is known to be dead by one who is `own`; `now` is what `started` says of its pid here.
 
     Of one on another machine, or in another container, nothing is known here. Under the same boot the namespace of
     pids says where somebody is; after another boot the machine's id has to, and some containers have none.

@@ -105,9 +105,9 @@ def at_once(policy: Policy, nodes: int) -> int:
 def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     """The nodes that are to change, in their order. Raises UpgradeError where a model would lose its last node.
 
-    What was begun is ended first, and watched where no canary has been yet. Then canaries, then batches: no more at once than the policy allows, never the last
-    node of a pool that serves, and each batch out of one failure domain, so that a domain that fails meanwhile
-    finds the others whole.
+    What was begun is ended first, and watched where no canary has been yet. Then canaries, then batches: no more at
+    once than the policy allows, never the last node of a pool that serves, and each batch out of one failure domain, so
+    that a domain that fails meanwhile finds the others whole.
     """
     limit = at_once(policy, fleet.nodes)
     going = [node for node in nodes if node.state not in (*DONE, *NOT_BEGUN)]
