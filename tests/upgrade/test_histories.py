@@ -29,7 +29,7 @@ NEW: dict[str, Any] = {"version": "590.44.01", "kernel_modules": "open", "packag
 NAMES = ("a", "b", "c")
 STEPS = TABLES["driver"]
 # What is done by who has just seen that the node is his; test_node_upgrade.py holds the playbook against it.
-LOOKS = ("vllm_server/record", "vllm_server/verify", "vllm_server/compare", "nvidia_driver/verify", "node_health/mark")
+LOOKS = ("vllm_server/verify", "vllm_server/compare", "nvidia_driver/verify", "node_health/mark")
 FAULTS = ["nvidia_driver/install", "nvidia_driver/load", "nvidia_driver/verify", "vllm_server/compare"]
 FAULTS += ["old nvidia_driver/install", "old nvidia_driver/verify", "old vllm_server/compare"]
 SEEN: Counter[str] = Counter()

@@ -39,6 +39,7 @@ BERT = {**ANNA, "name": "bert", "pid": 9, "started": "b/2"}
 MINE: dict[str, Any] = {"run": RUN, "operator": ANNA}
 # What a role does to a node, so that two must never do it at once; all else looks, or writes what nobody reads.
 ACTS = {"node_gate/drain", "node_gate/uncordon", "vllm_server/stop", "vllm_server/start", "vllm_server/configure"}
+ACTS |= {"vllm_server/record", "vllm_server/keep"}
 ACTS |= {"vllm_server/restore", "nvidia_driver/unload", "nvidia_driver/install", "nvidia_driver/load"}
 ACTS |= {"node_kernel/restart", "node_kernel/restore", "node_kernel/confirm", "node_kernel/forget"}
 OLD: dict[str, Any] = {
