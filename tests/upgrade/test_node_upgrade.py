@@ -280,7 +280,7 @@ def test_a_fleet_whose_rollout_was_halted_goes_back_from_where_it_came_and_no_fu
 
     assert to("a", "b", "c") == {"a": NEW, "b": NEW, "c": NEW}
     assert to("b", "c") == {"b": OLD, "c": OLD}, "nobody is at the other one: the rollout before is the last that came"
-    notes["a"] = begun(notes["a"], target=NEW, previous=OTHER, back=True)
+    notes["a"] = {**begun(notes["a"], target=NEW, previous=OTHER), "back": True}
     assert to("a", "b", "c") == {"a": NEW, "b": NEW, "c": NEW}, "also when it was broken off and is gone on with"
 
 
