@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpuyard.catalog import load_instances, load_network_cards, load_quotas
+from gpuyard.catalog import load_quotas
 from gpuyard.provision import Json, Ref, Wanted, resource_name
 from gpuyard.provision.aws import wanted
 from gpuyard.provision.refusals import Machines
@@ -43,7 +43,6 @@ from pathlib import Path
 import pulumi
 import pulumi_aws as aws
 
-from gpuyard.catalog import load_instances, load_network_cards
 from gpuyard.plan.lock import check_lock, load_lock, lock_path
 from gpuyard.provision.aws import wanted
 from gpuyard.provision.refusals import Machines, refusals
@@ -53,7 +52,7 @@ from stacks.components.aws import Maker
 path = Path(__file__).resolve().parent.parent / "fleets/{fleet}.yaml"
 fleet = load_fleet(path)
 check_lock(load_lock(lock_path(path)), fleet)
-machines = Machines(load_instances(), load_network_cards())
+machines = Machines.known()
 assert not refusals(fleet, machines)
 opts = pulumi.ResourceOptions(provider=aws.Provider("{fleet}-aws", region=fleet.aws.region))
 Maker(fleet.name, opts, None, {{}}).make(wanted(fleet, machines)[:{size}])
@@ -86,7 +85,7 @@ def timed(fleet: EmulatedFleet, *words: str) -> Took:
 
 def items_of(fleet: EmulatedFleet, size: int) -> list[Wanted]:
     """The list of so many resources. The fleet of the project gets as many nodes as that takes."""
-    machines = Machines(load_instances(), load_network_cards())
+    machines = Machines.known()
     spec = fleet.spec()
     items = wanted(spec, machines)
     if size < len(items):
@@ -135,7 +134,7 @@ def measure(folder: Path, size: int, ours: bool) -> tuple[Took, Took, int, int, 
         for quota in load_quotas():
             fleet.account.keep_beside("quotas", quota.code, 10**6)
         items = items_of(fleet, size)
-        whole = len(items) == len(wanted(fleet.spec(), Machines(load_instances(), load_network_cards())))
+        whole = len(items) == len(wanted(fleet.spec(), Machines.known()))
         program = fleet.project / "stacks/__main__.py"
         if not ours:
             program.write_text(bare(items, FLEET, "us-east-1"))

@@ -11,7 +11,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from gpuyard.catalog import load_catalog, load_instances, load_network_cards, load_quotas
+from gpuyard.catalog import load_catalog, load_quotas
 from gpuyard.handover.aws import Made, handover_of
 from gpuyard.plan.names import repository
 from gpuyard.provision import Wanted
@@ -40,7 +40,7 @@ class AwsFleet(pulumi.ComponentResource):
 
     def __init__(self, fleet: Fleet, *, project: Path, stack: str, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("gpuyard:aws:Fleet", fleet.name, None, opts)
-        machines = Machines(load_instances(), load_network_cards())
+        machines = Machines.known()
         for finding in refusals(fleet, machines):
             raise finding.refusal()
         assert fleet.aws is not None  # noqa: S101 - AWS-SETTINGS

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import _read, load_catalog, load_instances, load_network_cards, load_quotas, numbers
+from gpuyard.catalog import (
+    _read,
+    load_catalog,
+    load_instances,
+    load_lustre_clients,
+    load_network_cards,
+    load_quotas,
+    numbers,
+)
 from gpuyard.catalog.market import load_market
 from gpuyard.catalog.memory import load_memory, load_shapes
 from gpuyard.catalog.rows import Row
@@ -23,6 +31,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "instances": load_instances(),
     "network_cards": load_network_cards(),
     "quotas": load_quotas(),
+    "lustre_clients": load_lustre_clients(),
     **MARKET.tables(),
     **MEMORY.tables(),
     "model_shapes": load_shapes(),
@@ -57,6 +66,7 @@ KEYS: dict[str, list[object]] = {
     "instances": [(row.provider, row.instance) for row in load_instances()],
     "network_cards": [(row.provider, row.instance) for row in load_network_cards()],
     "quotas": [row.code for row in load_quotas()],
+    "lustre_clients": [(row.provider, row.distribution) for row in load_lustre_clients()],
     "prices": [(row.provider, row.instance, row.region, row.purchase) for row in MARKET.prices],
     "parts": [(row.provider, row.part, row.region) for row in MARKET.parts],
     "api_prices": [(row.provider, row.model) for row in MARKET.api_prices],

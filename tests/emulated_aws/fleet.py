@@ -177,5 +177,8 @@ def emulated_fleet(folder: Path, name: str, endpoint: str) -> EmulatedFleet:
         "GPUYARD_EMULATED_AWS": str(project / "account"),
     }
     made = EmulatedFleet(project, environment, name=name, endpoint=endpoint)
+    aws = made.spec().aws
+    assert aws is not None
+    made.account.keep_beside("images", aws.image.id, {"rootDeviceName": aws.image.root_device})
     made.done("stack", "select", "--create", name)
     return made

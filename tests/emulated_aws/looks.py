@@ -156,7 +156,7 @@ def subnet(account: Account, args: Props) -> Props:
 def image(account: Account, args: Props) -> Props:
     """moto has images of its own: those that the fleets name are there unless a test takes them away."""
     (name,) = filters(args)[0]["Values"]
-    told = {"architecture": "x86_64", "rootDeviceName": "/dev/xvda", **account.beside("images").get(name, {})}
+    told = {"architecture": "x86_64", "rootDeviceName": "/dev/sda1", **account.beside("images").get(name, {})}
     if told.get("region", account.region) != account.region:
         raise EmulatedError("Your query returned no results. Please change your search criteria and try again.")
     return {"id": name, "imageId": name, **told}

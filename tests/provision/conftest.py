@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.catalog import load_instances, load_network_cards
 from gpuyard.provision.refusals import Machines
 from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 
 FLEETS = Path(__file__).parents[2] / "fleets"
 NAMES = sorted(path.stem for path in FLEETS.glob("aws-*.yaml") if not path.stem.endswith(".lock"))
-MACHINES = Machines(load_instances(), load_network_cards())
+MACHINES = Machines.known()
 
 
 def fleet_of(name: str) -> Fleet:

@@ -95,6 +95,24 @@ BAD = {
     ),
     "a size that Lustre does not have": ("aws-p5en", [("tib: 9.6", "tib: 10")], "AWS-LUSTRE-SIZE", "set it to 12.0"),
     "a size too small for EFA": ("aws-p5en", [("tib: 9.6", "tib: 4.8")], "AWS-LUSTRE-SIZE", "set efa to false"),
+    "Lustre on a distribution without its client": (
+        "aws-p5en",
+        [("distribution: ubuntu-24.04", "distribution: debian-12")],
+        "AWS-LUSTRE-CLIENT",
+        "take ubuntu-24.04 or ubuntu-22.04, with an image",
+    ),
+    "Lustre over EFA from a kernel too old": (
+        "aws-p5en",
+        [("distribution: ubuntu-24.04", "distribution: ubuntu-22.04")],
+        "AWS-LUSTRE-CLIENT",
+        'set kernel to "6.8", or aws.lustre.efa to false',
+    ),
+    "Lustre over EFA from a client that has none": (
+        "aws-p5en",
+        [("distribution: ubuntu-24.04", "distribution: rocky-9")],
+        "AWS-LUSTRE-CLIENT",
+        "set it to false",
+    ),
     "EFA to a file system and no pool with it": ("aws-p5en", [("    efa: {}\n", "")], "AWS-LUSTRE-EFA", "to false"),
 }
 
@@ -112,6 +130,19 @@ def test_bad_input_is_refused_with_the_smallest_change(
     assert [finding.rule for finding in found] == [rule]
     assert change in found[0].change
     assert found[0].level == "red"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("distribution: ubuntu-24.04", 'distribution: ubuntu-22.04\nkernel: "6.8"')],
+        [("distribution: ubuntu-24.04", "distribution: ubuntu-20.04"), (", efa: true", "")],
+        [("distribution: ubuntu-24.04", "distribution: debian-12"), ("  lustre: {", "  efs: true\n  #")],
+    ],
+    ids=["a kernel that is new enough", "no EFA", "another file system"],
+)
+def test_the_change_that_a_missing_client_asks_for_passes(changed: Changed, changes: list[tuple[str, str]]) -> None:
+    assert refusals(changed("aws-p5en", *changes), MACHINES) == []
 
 
 SPEC = {

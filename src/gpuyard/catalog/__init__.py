@@ -24,6 +24,7 @@ from gpuyard.catalog.rows import (
     Instance,
     KernelLimit,
     KernelRelease,
+    LustreClient,
     ModelSource,
     NetworkCards,
     OperatingSystem,
@@ -77,6 +78,12 @@ def load_instances() -> tuple[Instance, ...]:
 def load_network_cards() -> tuple[NetworkCards, ...]:
     """The machines with more than one network card; apart, as the machines are."""
     return TypeAdapter(tuple[NetworkCards, ...]).validate_json(json.dumps(_read("network_cards")))
+
+
+@cache
+def load_lustre_clients() -> tuple[LustreClient, ...]:
+    """What a provider's Lustre can be mounted from; apart, as the machines are."""
+    return TypeAdapter(tuple[LustreClient, ...]).validate_json(json.dumps(_read("lustre_clients")))
 
 
 @cache

@@ -290,6 +290,15 @@ class Quota(Row):
     purchase: Literal["on-demand", "spot"]
 
 
+class LustreClient(Row):
+    """A distribution for which a provider publishes the client of its Lustre."""
+
+    provider: str
+    distribution: str
+    efa_kernel_from: Dotted | None
+    """First kernel series that reaches the file system over EFA; None: none that is known."""
+
+
 class NetworkCards(Row):
     """The network cards of a machine that has more than one."""
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gpuyard.catalog import load_catalog, load_instances, load_network_cards, numbers
+from gpuyard.catalog import load_catalog, load_instances, numbers
 from gpuyard.catalog.rows import Row
 from gpuyard.cli.fit_gpus import tell_fitting
 from gpuyard.cli.refusals import FINDINGS, refusals_told
@@ -50,7 +50,7 @@ def check(fleet: FleetFile, as_json: AsJson = False) -> None:
             choice, findings = check_fleet(found, _world(fleet))
         except PlanError as refused:
             choice, findings = None, list(refused.findings)
-        findings += refusals(found, Machines(load_instances(), load_network_cards()))
+        findings += refusals(found, Machines.known())
         red = [finding for finding in findings if finding.level == "red"]
         verdict = "red" if red else "amber" if findings else "green"
         told = {"fleet": found.name, "verdict": verdict, "findings": [finding.as_dict() for finding in findings]}

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Self
 
-from gpuyard.catalog.rows import Instance, NetworkCards
+from gpuyard.catalog import load_catalog, load_instances, load_lustre_clients, load_network_cards, numbers
+from gpuyard.catalog.rows import Instance, LustreClient, NetworkCards, OperatingSystem
 from gpuyard.plan.judge import Finding
 from gpuyard.provision.placement import is_close, zones_of
 from gpuyard.provision.storage import lustre_addresses
@@ -19,16 +21,24 @@ _EC2 = "Amazon EC2 User Guide"
 _RESERVED = 5  # AWS keeps the first four addresses and the last one of every subnet
 _ENDPOINTS = 2
 _STORAGE = "storage.yaml"
+_CLIENTS = "lustre_clients.yaml"
 # Least size of a Lustre file system with EFA in TiB by its throughput; from memory.
 _EFA_TIB = {125: 38.4, 250: 19.2, 500: 9.6, 1000: 4.8}
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """What the catalog knows of EC2's machines."""
+    """What the catalog knows of EC2's machines, and of what they can run."""
 
     instances: Sequence[Instance]
     cards: Sequence[NetworkCards]
+    lustre_clients: Sequence[LustreClient]
+    distributions: Sequence[OperatingSystem]
+
+    @classmethod
+    def known(cls) -> Self:
+        """Those of the tables that come with gpuyard."""
+        return cls(load_instances(), load_network_cards(), load_lustre_clients(), load_catalog().distributions)
 
     def instance(self, name: str | None) -> Instance | None:
         return next((row for row in self.instances if row.provider == "aws" and row.instance == name), None)
@@ -55,7 +65,9 @@ def refusals(fleet: Fleet, machines: Machines) -> list[Finding]:
         found += _of_files(pool, f"pools[{index}]", fleet)
     found += _of_gateways(fleet, fleet.aws)
     found += _of_network(fleet, fleet.aws)
-    found += _of_lustre(fleet, fleet.aws.lustre) if fleet.aws.lustre else ()
+    if fleet.aws.lustre:
+        found += _of_lustre(fleet, fleet.aws.lustre)
+        found += _of_lustre_client(fleet, fleet.aws.lustre, machines)
     return found
 
 
@@ -195,6 +207,33 @@ def _of_lustre(fleet: Fleet, lustre: Lustre) -> Iterator[Finding]:
             _STORAGE,
             known=False,
         )
+
+
+def _of_lustre_client(fleet: Fleet, lustre: Lustre, machines: Machines) -> Iterator[Finding]:
+    clients = {row.distribution: row for row in machines.lustre_clients if row.provider == "aws"}
+    systems = {row.distribution: row for row in machines.distributions}
+    client, system = clients.get(fleet.distribution), systems.get(fleet.distribution)
+    if system is None:
+        return  # PLAN-DISTRIBUTION says so
+    if client is None:
+        alike = [
+            name
+            for name, row in clients.items()
+            if systems[name].family == system.family and (row.efa_kernel_from or not lustre.efa)
+        ]
+        change = (
+            f"take {' or '.join(alike)}, with an image (aws.image) and the driver's repository "
+            "(aws.nvidia_repository) for it; or leave aws.lustre out: `efs: true` needs no client of its own"
+        )
+        have = f"{fleet.distribution}, for which AWS publishes no Lustre client"
+        yield _red("AWS-LUSTRE-CLIENT", "distribution", have, "one that can mount aws.lustre", change, _CLIENTS)
+        return
+    series, first = fleet.kernel_series or system.kernels[0], client.efa_kernel_from
+    if lustre.efa and (first is None or numbers(series) < numbers(first)):
+        have = f"EFA, and kernel {series} of {fleet.distribution}"
+        need = f"kernel {first} or newer" if first else "a distribution whose client reaches it over EFA"
+        change = f'set kernel to "{first}", or aws.lustre.efa to false' if first else "set it to false"
+        yield _red("AWS-LUSTRE-CLIENT", "aws.lustre.efa", have, need, change, _CLIENTS, known=client.verified)
 
 
 def close_pools_apart(fleet: Fleet, zone_of_node: dict[str, str]) -> list[Finding]:
