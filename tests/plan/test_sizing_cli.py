@@ -72,7 +72,7 @@ def test_a_page_is_written_where_it_is_asked_for(gpuyard: Command, prod: Path, t
 def test_red_findings_are_exit_code_1(gpuyard: Command, prod: Path) -> None:
     prod.write_text(prod.read_text().replace("tensor_parallel_size: 2, data_parallel_size: 4, quantization: fp8, ", ""))
     code, out, _ = gpuyard("plan", prod)
-    assert code == 1 and "set models[0].vllm.tensor_parallel_size to 2" in out
+    assert code == 1 and "set models[0].vllm.tensor_parallel_size to 4" in out
 
 
 def test_a_measurement_is_read_and_a_wrong_one_refused(gpuyard: Command, prod: Path, tmp_path: Path) -> None:
