@@ -33,7 +33,7 @@ else:
     sessions = json.loads((here / "sessions.json").read_text())
     print(json.dumps([
         {"place": "f-gateway-0/model_m", "backend": "model_m", "server": name, "status": status,
-         "sessions": sessions if status == "UP" else 0}
+         "sessions": sessions if status == "UP" else 0, "closed": status == "DRAIN"}
         for name, status in state.items()]))
 """
 # Writes down whom it was played for. The real playbooks narrow their hosts with the same words.
