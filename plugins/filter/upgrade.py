@@ -112,15 +112,13 @@ def moved(note: Mapping[str, Any]) -> tuple[str, str]:
     return note["previous"]["version"], note["target"]["version"]
 
 
-def rollback_to(
-    name: str, names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], register: str = "rollback_note"
-) -> dict[str, Any]:
+def rollback_to(name: str, names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a node goes back to, among those that go back with it; empty where nothing is known.
 
     A rollout that was halted has brought some nodes to its target and left others where they were. Those stay: what
     they came from by the rollout before is not what the ones beside them come back to.
     """
-    told = {one: hostvars[one][register] for one in names}
+    told = {one: hostvars[one]["rollback_note"] for one in names}
     notes = [answer["note"] for answer in told.values() if answer["note"]]
     # Whoever is on the way back has turned its note round.
     going = [note["previous"] if note["back"] else note["target"] for note in notes if went(note)]

@@ -84,6 +84,13 @@ def state_of(process: str, path: str) -> str:
     return told if told.startswith("1") else ""
 
 
+def present_state(path: str) -> str:
+    """`show servers state` of the process that works now, whichever that is when it answers."""
+    while not (told := state_of(workers(path)[0], path)):
+        time.sleep(0.1)
+    return told
+
+
 def configured(text: str) -> dict[tuple[str, str], tuple[str, str]]:
     """(backend, server) → (address, port) of a configuration."""
     found = {}
@@ -165,12 +172,12 @@ def look(options: argparse.Namespace) -> list[dict[str, object]]:
     deadline = time.monotonic() + options.seconds
     seen = 0
     while True:
-        # First: who was closed and is opened in between is told as closed, and not the other way round.
-        closed = closed_servers(options.socket)
         rows = servers(*statistics(options.socket), socket.gethostname())
         seen = seen + 1 if options.wait_for and awaited(rows, options.server, options.wait_for) else 0
         # Twice: a request that a process has just given to a server is counted a moment later.
         if options.wait_for is None or seen == 2 or time.monotonic() >= deadline:
+            # Of the answer alone: what is waited for does not ask for it.
+            closed = closed_servers(options.socket)
             return [{**row, "closed": (row["backend"], row["server"]) in closed} for row in rows]
         time.sleep(0.5)
 
@@ -178,9 +185,7 @@ def look(options: argparse.Namespace) -> list[dict[str, object]]:
 def closed_servers(path: str) -> set[tuple[str, str]]:
     """(backend, server) of those that an operator has closed. Their status alone does not say so: closed and not
     running, a server is DOWN."""
-    while not (told := state_of(workers(path)[0], path)):
-        time.sleep(0.1)
-    return {place for place, bits in admin_states(told).items() if bits}
+    return {place for place, bits in admin_states(present_state(path)).items() if bits}
 
 
 def statistics(path: str) -> tuple[str, list[str]]:
@@ -195,9 +200,7 @@ def statistics(path: str) -> tuple[str, list[str]]:
 
 def save(options: argparse.Namespace) -> None:
     """Write the state file, whole or not at all. Called by the holder of the lock."""
-    while not (told := state_of(workers(options.socket)[0], options.socket)):
-        time.sleep(0.1)
-    text = merged(told, configured(options.config.read_text(encoding="utf-8")))
+    text = merged(present_state(options.socket), configured(options.config.read_text(encoding="utf-8")))
     draft = options.state.with_name(options.state.name + ".new")
     # The folder is HAProxy's, and root writes to it: what lies there under this name is taken away, never written to.
     draft.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from gpuyard.plan.memory.mixers import Mixed, linear_of, mixers_of
 from gpuyard.plan.memory.quantized import cache_dtype, quantization
-from gpuyard.plan.memory.reader import Reader, whole
+from gpuyard.plan.memory.reader import Reader, listed, whole
 from gpuyard.plan.memory.shape import Experts, Latent, Layer, Linear, Mixer, Shape
 from gpuyard.plan.memory.towers import towers_of
 
@@ -180,8 +180,8 @@ def _widths(reader: Reader, count: int, experts: Experts | None) -> list[int]:
     text = reader.config
     if reader.number("num_attention_heads") is None:
         return [0] * count
-    listed = cast("object", text.get("intermediate_size"))
-    told = cast("list[Any]", listed) if isinstance(listed, list) else []
+    widths = cast("object", text.get("intermediate_size"))
+    told = cast("list[Any]", widths) if isinstance(widths, list) else []
     if len(told) == count and all(map(whole, told)):
         return [int(width) for width in told]
     wanted = experts.intermediate if experts else 4 * reader.needed("hidden_size")
@@ -202,8 +202,7 @@ def _sparse(reader: Reader, count: int) -> list[bool]:
     first, step = reader.number("dense_layers") or 0, reader.number("expert_step") or 1
     offset = reader.number("expert_layer_offset")
     at = step - 1 if offset is None else offset
-    listed = cast("object", text.get("mlp_only_layers"))
-    dense = [item for item in cast("list[Any]", listed) if whole(item)] if isinstance(listed, list) else []
+    dense = listed(text.get("mlp_only_layers"))
     told = cast("object", text.get("mlp_layer_types"))
     if isinstance(told, list):
         dense += [index for index, kind in enumerate(cast("list[Any]", told)) if kind == "dense"]

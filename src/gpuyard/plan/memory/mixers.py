@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, cast
 
-from gpuyard.plan.memory.reader import Reader, whole
+from gpuyard.plan.memory.reader import Reader, listed
 from gpuyard.plan.memory.shape import Latent, Linear, Mixer
 
 
@@ -95,11 +95,11 @@ def mixers_of(reader: Reader, count: int, latent: Latent | None, linear: tuple[M
         if kind.startswith("nemotron_h"):
             return [_LETTERS.get(_BLOCKS.get(word, ""), Mixed("none", part="bare")) for word in told]
         return [_worded(word, window, chunk, full, state) for word in told[:count]]
-    if where := _listed(config.get("attn_layer_indices")):
+    if where := listed(config.get("attn_layer_indices")):
         return [Mixed(full if index in where else state) for index in range(count)]
     if isinstance(own := config.get("linear_attn_config"), dict):
         # Counted from 1.
-        seen = _listed(cast("dict[str, Any]", own).get("full_attn_layers"))
+        seen = listed(cast("dict[str, Any]", own).get("full_attn_layers"))
         return [Mixed(full if index + 1 in seen else state) for index in range(count)]
     swapped: dict[str, tuple[Mixer, Mixer]] = {
         "attn_type_list": (state, full),
@@ -154,7 +154,3 @@ def _worded(word: str, window: int | None, chunk: int | None, full: Mixer, state
 
 def _seen(mixer: Mixer, window: int | None) -> Mixed:
     return Mixed(mixer, window if mixer == "sliding" else None)
-
-
-def _listed(value: object) -> list[int]:
-    return [item for item in cast("list[Any]", value) if whole(item)] if isinstance(value, list) else []

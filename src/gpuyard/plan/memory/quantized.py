@@ -9,10 +9,9 @@ from typing import Any, cast
 def quantization(
     config: Mapping[str, Any], text: Mapping[str, Any]
 ) -> tuple[str | None, int | None, int | None, tuple[str, ...]]:
-    told = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(told, Mapping):
+    quantization = _told(config, text)
+    if quantization is None:
         return None, None, None, ()
-    quantization = cast("Mapping[str, Any]", told)
     method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown").lower()
     layout = f"{quantization.get('quant_algo')} {quantization.get('format')}".lower()
     if method.startswith(("modelopt", "compressed-tensors")) and "fp4" in layout:
@@ -42,10 +41,14 @@ def quantization(
 
 def cache_dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
     """What the files say the cache was calibrated for: vLLM takes it where it is not told another."""
-    told = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(told, Mapping):
+    quantization = _told(config, text)
+    if quantization is None:
         return None
-    quantization = cast("Mapping[str, Any]", told)
     scheme = cast("object", quantization.get("kv_cache_scheme"))
     bits = cast("Mapping[str, Any]", scheme).get("num_bits") if isinstance(scheme, Mapping) else None
     return "fp8" if bits == 8 or str(quantization.get("kv_cache_quant_algo", "")).upper() == "FP8" else None
+
+
+def _told(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    told = config.get("quantization_config") or text.get("quantization_config")
+    return cast("Mapping[str, Any]", told) if isinstance(told, Mapping) else None

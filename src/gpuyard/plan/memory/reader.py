@@ -52,6 +52,11 @@ def whole(value: object) -> bool:
     return 0 <= value < _ABSURD and value == int(value)
 
 
+def listed(value: object) -> list[int]:
+    """The whole numbers of a list; none where it is no list."""
+    return [item for item in cast("list[Any]", value) if whole(item)] if isinstance(value, list) else []
+
+
 class Reader:
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
         self.config = config

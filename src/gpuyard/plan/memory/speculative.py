@@ -10,7 +10,7 @@ from gpuyard.catalog.memory import Quantization
 from gpuyard.plan import names
 from gpuyard.plan.memory.reader import whole
 from gpuyard.plan.memory.shape import STATES, Layer, Shape
-from gpuyard.plan.memory.weights import DTYPE_BYTES, VOCAB_ROUNDING, layer_bytes, weights_of
+from gpuyard.plan.memory.weights import DTYPE_BYTES, layer_bytes, vocab_rows, weights_of
 from gpuyard.spec.errors import RefusedError
 
 Method = Literal["ngram", "suffix", "mtp", "eagle", "eagle3", "draft_model"]
@@ -73,7 +73,7 @@ def draft_bytes(draft: Draft, target: Shape, quantization: Quantization | None, 
         return int(own + 2 * hidden * hidden * bare)
     if draft.shape is None:
         return 0
-    shape, rows = draft.shape, VOCAB_ROUNDING * draft.tensor
+    shape = draft.shape
     if draft.method == "draft_model":
         return weights_of(shape, draft.tensor, 1, draft.quantization, dtype).per_rank[0]
     total = sum(layer_bytes(shape, layer, draft.tensor, draft.quantization, dtype) for layer in shape.layers)
@@ -81,13 +81,13 @@ def draft_bytes(draft: Draft, target: Shape, quantization: Quantization | None, 
         first = shape.layers[0]
         read = shape.heads * first.head_dim + first.kv_heads * (first.head_dim + first.value_dim)
         # Its first layer reads two widths, and its head knows the words that are frequent.
-        words = -(-(shape.draft_vocab or shape.vocab) // rows) * VOCAB_ROUNDING
+        words = vocab_rows(shape.draft_vocab or shape.vocab, draft.tensor)
         total += (_AUXILIARY * hidden * shape.hidden + shape.hidden * (read / draft.tensor + words)) * bare
     else:
         total += 2 * shape.hidden * shape.hidden * bare
     if shape.hidden != hidden or stages > 1:
         # Only an embedding of the same width, on the same rank, is shared with the target's.
-        total += -(-shape.vocab // rows) * VOCAB_ROUNDING * shape.hidden * bare
+        total += vocab_rows(shape.vocab, draft.tensor) * shape.hidden * bare
     return int(total)
 
 

@@ -10,7 +10,7 @@ from gpuyard.catalog.memory import Quantization
 from gpuyard.plan.memory.shape import STATES, Latent, Layer, Linear, Mixer, Shape
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "auto": 2, "float": 4, "float32": 4}
-VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
+_VOCAB_ROUNDING = 64  # vLLM pads the vocabulary to this many rows for each rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,16 @@ def _stage(shape: Shape, stage: int, tensor: int, pipeline: int, quantization: Q
     # Most layers are alike, and a plan asks this of many models on many boards.
     alike = Counter(shape.layers[index] for index in stage_layers(len(shape.layers), stage, pipeline))
     total = sum(count * layer_bytes(shape, layer, tensor, quantization, dtype) for layer, count in alike.items())
-    vocab = -(-shape.vocab // (VOCAB_ROUNDING * tensor)) * VOCAB_ROUNDING
+    vocab = vocab_rows(shape.vocab, tensor)
     first, last = stage == 0, stage == pipeline - 1
     total += (first + (last and (not shape.tied or not first))) * vocab * shape.hidden * bare
     total += last * shape.hidden * bare + first * (shape.extra_params / tensor + shape.whole_params) * bare
     return int(total)
+
+
+def vocab_rows(words: int, tensor: int) -> int:
+    """Rows that each rank has of an embedding or of a head, padded."""
+    return -(-words // (_VOCAB_ROUNDING * tensor)) * _VOCAB_ROUNDING
 
 
 def layer_bytes(shape: Shape, layer: Layer, tensor: int, quantization: Quantization | None, dtype: str) -> float:
