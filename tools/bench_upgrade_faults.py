@@ -76,6 +76,8 @@ ROWS = (
     # Of the new driver: gone with it.
     Row("dkms-build-fails", (f"version={NEW}",), "", "", ROLLED_BACK, fresh=True),
     Row("postinst-fails", (), "", "", ROLLED_BACK, fresh=True),
+    Row("postinst-hangs", (), "", BACK, ROLLED_BACK, fresh=True),
+    Row("modprobe-hangs", (), INSTALL, BACK, ROLLED_BACK),
     Row("secure-boot", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-not-supported", (), INSTALL, BACK, ROLLED_BACK),
     Row("gpu-missing", (), INSTALL, BACK, ROLLED_BACK),
@@ -151,8 +153,13 @@ class Bench:
 
     def play(self) -> subprocess.Popen[bytes]:
         words = ("ansible-playbook", "-i", f"inventories/{self.own.stack}", UPGRADE[1], "--limit", self.node, *QUICK)
-        # Long enough for any package manager that comes to its end, short enough for a bench.
-        words = (*words, "-e", "nvidia_driver_lock_seconds=3")
+        # Long enough for any package manager, script or module that comes to its end, short enough for a bench.
+        bounds = (
+            "nvidia_driver_lock_seconds=3",
+            "nvidia_packages_install_seconds=60",
+            "nvidia_driver_modprobe_seconds=20",
+        )
+        words = (*words, *(word for bound in bounds for word in ("-e", bound)))
         log = (self.own.project / ".gpuyard/upgrade.log").open("wb")
         return subprocess.Popen(self.own.words(*words), cwd=self.own.project, stdout=log, stderr=subprocess.STDOUT)
 

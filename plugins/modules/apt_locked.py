@@ -65,6 +65,12 @@ options:
         it then says so and rehearses nothing.
     type: bool
     default: true
+  seconds:
+    description:
+      - How long a transaction may take, with the scripts of its packages, one of which may wait for something that
+        never comes. Then it is ended with all that it started, and what it left half done is for the next one.
+    type: int
+    default: 1800
 author: [gpuyard]
 attributes:
   check_mode: {support: full, description: Rehearses the transaction with apt and reports what it would change.}
@@ -126,6 +132,9 @@ APT_GET = (
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
 )
+
+TIMED_OUT = (124, 137)
+"""Exit codes of timeout(1): ended when the time was up; killed, as it did not end."""
 
 ENVIRONMENT = {
     "LC_ALL": "C",
@@ -286,8 +295,9 @@ class Kept:
 class Node:
     """The node's package manager. Each command is a list of words; nothing passes a shell."""
 
-    def __init__(self, run: Callable[..., tuple[int, str, str]]) -> None:
+    def __init__(self, run: Callable[..., tuple[int, str, str]], seconds: int) -> None:
         self._run = run
+        self._seconds = seconds
         self._index: list[str] = []
 
     @contextmanager
@@ -343,6 +353,11 @@ class Node:
                 "was installed from it. Give the key that signs it, or an address that answers."
             )
 
+    def _run_bounded(self, command: Sequence[str]) -> tuple[int, str, str]:
+        """Runs what runs the scripts of packages; it and they are ended when their time is up."""
+        bounded = ["timeout", "--kill-after=30", str(self._seconds), *command]
+        return self._run(bounded, environ_update=ENVIRONMENT)
+
     def audit(self) -> str:
         """What dpkg finds wrong. `apt-get check` stays silent about a failed postinst."""
         return self._ask("dpkg", "--audit").strip()
@@ -351,7 +366,7 @@ class Node:
         return parse_broken(self._ask("dpkg-query", "--show", "--showformat=" + QUERY))
 
     def end_interrupted(self) -> None:
-        self._run(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"], environ_update=ENVIRONMENT)
+        self._run_bounded(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"])
 
     def older(self, version: str, than: str) -> bool:
         return self._run(["dpkg", "--compare-versions", version, "lt", than])[0] == 0
@@ -366,12 +381,12 @@ class Node:
         return out
 
     def apply(self, words: Sequence[str]) -> None:
-        code, out, err = self._run([*APT_GET, *words], environ_update=ENVIRONMENT)
+        code, out, err = self._run_bounded([*APT_GET, *words])
         if code != 0:
             broken = self.audit()
             raise RefusedError(
-                "APT-FAILED: the transaction failed ({}): {}. {}".format(
-                    code,
+                "APT-FAILED: the transaction {}: {}. {}".format(
+                    f"did not end within {self._seconds} s, and was ended" if code in TIMED_OUT else f"failed ({code})",
                     tail(out + "\n" + err),
                     "dpkg says: " + broken if broken else "dpkg is clean; run again when the cause is mended.",
                 )
@@ -635,6 +650,7 @@ def main() -> None:
             "sources_file": {"type": "path"},
             "refresh": {"type": "bool", "default": False},
             "expect_known": {"type": "bool", "default": True},
+            "seconds": {"type": "int", "default": 1800},
         },
         required_if=[("refresh", True, ["sources_file"]), ("state", "fetched", ["kept"])],
         supports_check_mode=True,
@@ -644,7 +660,7 @@ def main() -> None:
     if wrong:
         module.fail_json(msg="APT-MALFORMED: {}. Write name: version, as the lock does.".format("; ".join(wrong)))
     make = {"present": make_present, "absent": make_absent, "fetched": make_fetched}[module.params["state"]]
-    node = Node(module.run_command)
+    node = Node(module.run_command, module.params["seconds"])
     # A check run may look into the repository, and leaves what apt has read of it as it is.
     aside = module.check_mode and module.params["state"] == "fetched"
     try:

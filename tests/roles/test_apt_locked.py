@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -495,3 +497,62 @@ def test_removing_refuses_to_take_a_stranger_along() -> None:
     node.takes_along = ["someones-tool"]
     with pytest.raises(RefusedError, match=r"APT-REMOVES.*someones-tool"):
         absent(node)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+class Ran:
+    """What a node's commands are, and an answer for those that change something."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], **_: Any) -> tuple[int, str, str]:
+        self.commands.append(command)
+        return (self.code, "Setting up nvidia-persistenced ...", "") if "timeout" in command else (0, "", "")
+
+
+def test_what_runs_the_scripts_of_packages_is_bounded() -> None:
+    node = apt_locked.Node(ran := Ran(0), 90)
+    node.apply(["install", "nvidia-persistenced"])
+    node.end_interrupted()
+    assert [command[:4] for command in ran.commands] == [
+        ["timeout", "--kill-after=30", "90", "apt-get"],
+        ["timeout", "--kill-after=30", "90", "dpkg"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(124, "did not end within 90 s"), (137, "did not end within 90 s"), (100, r"failed \(100\)")]
+)
+def test_a_transaction_that_does_not_end_says_how_long_it_had(code: int, said: str) -> None:
+    with pytest.raises(RefusedError, match=rf"APT-FAILED: the transaction {said}.*Setting up nvidia-persistenced"):
+        apt_locked.Node(Ran(code), 90).apply(["install", "nvidia-persistenced"])
+
+
+def test_a_script_that_waits_for_ever_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    (hanging := tmp_path / "apt-get").write_text(f"#!/bin/sh\nsleep 300 &\necho $! >{tmp_path}/child\nwait\n")
+    hanging.chmod(0o755)
+
+    def run(command: list[str], **_: Any) -> tuple[int, str, str]:
+        if "timeout" not in command:
+            return 0, "", ""
+        ran = subprocess.run([str(hanging) if word == "apt-get" else word for word in command], check=False)
+        return ran.returncode, "", ""
+
+    with pytest.raises(RefusedError, match="did not end within 1 s"):
+        apt_locked.Node(run, 1).apply(["install", "x"])
+    child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
+    # A signal that was sent is not yet one that has come.
+    while there(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not there(child)
+
+
+def there(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -173,6 +173,8 @@ def insert(name: str) -> None:
     modules = loaded()
     if name in modules:
         return
+    while name == "nvidia" and hardware()["driver"].get("load_error") == "hang":
+        time.sleep(0.2)
     module = installed()
     if module is None:
         release = os.uname().release

@@ -354,6 +354,17 @@ FAULTS = (
         needs=("driver",),
     ),
     Fault(
+        "modprobe-hangs",
+        "the module is being loaded, and whoever loads it does not come back",
+        "CachyOS/linux-cachyos#823; pop-os/system76-power#448",
+        ("F15",),
+        lambda injection: not_loading(injection, "hang"),
+        lambda _: Probe(
+            "! grep -q . /proc/driver/nvidia/version 2>/dev/null && { timeout 2 modprobe nvidia; [ $? -eq 124 ]; }"
+        ),
+        needs=("driver",),
+    ),
+    Fault(
         "gpu-not-supported",
         "the driver does not know the GPU: a wrong flavour, or a release that left it out",
         "NVIDIA/nvtrust#55; NVIDIA/open-gpu-kernel-modules#862",

@@ -64,6 +64,10 @@ def fails(injection: Injection) -> tuple[Step, ...]:
     return (Repository(postinst=(injection["package"], f'echo "post-installation step failed" >&2\nexit {code}\n')),)
 
 
+def hangs(injection: Injection) -> tuple[Step, ...]:
+    return (Repository(postinst=(injection["package"], 'echo "waiting for what never comes" >&2\nsleep infinity\n')),)
+
+
 def without(injection: Injection) -> tuple[Step, ...]:
     version = injection["version"] or "*"
     return (Repository(without=f"{injection['package']}_{version}_*.deb"),)
@@ -283,6 +287,16 @@ FAULTS = (
             Parameter("package", "which", "nvidia-persistenced", like=PACKAGE),
             Parameter("code", "exit code", "1", between=(1, 255)),
         ),
+        needs=("repository",),
+    ),
+    Fault(
+        "postinst-hangs",
+        "the script with which a package is configured waits for something that never comes",
+        "PierreBeucher/cloudypad#56",
+        ("F02", "F20"),
+        hangs,
+        lambda injection: in_postinst(injection["package"], "waiting for what never comes"),
+        (Parameter("package", "which", "nvidia-persistenced", like=PACKAGE),),
         needs=("repository",),
     ),
     Fault(
