@@ -98,6 +98,10 @@ claim:
   description: The claim as it is, or would be; none where nobody ever changed the fleet.
   returned: success
   type: dict
+new:
+  description: Whether the claim is of a run that began now, and not of one that goes on.
+  returned: success
+  type: bool
 record:
   description: File of the run's record, where one is kept.
   returned: when records are kept
@@ -169,7 +173,7 @@ def main() -> None:
     except NoteError as refused:
         module.fail_json(msg=str(refused))
     # That the owner was heard of is no change of the fleet.
-    module.exit_json(changed=False, claim=after)
+    module.exit_json(changed=False, claim=after, new=after is not None and (before or {}).get("run") != after["run"])
 
 
 if __name__ == "__main__":

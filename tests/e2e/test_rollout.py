@@ -135,6 +135,8 @@ def test_what_cannot_work_is_refused_on_every_node_before_one_is_drained(fleet: 
     ):
         assert expected in words, words
     untouched(fleet)
+    # Whoever comes next, from whatever machine, finds that nobody holds the fleet.
+    assert (recorded(fleet)[-1]["event"], recorded(fleet)[-1]["result"]) == ("released", "refused")
     for node, fault in faults:
         fleet.done("gpuyard", "lab", "mend", "--stack", STACK, node, fault)
     fleet.on(NODES[0], "apt-mark unhold nvidia-driver-pinning-590")

@@ -29,7 +29,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d8dee
 .bar { position: relative; height: 1.2rem; background: #f3f5f8; min-width: 24rem }
 .bar span { position: absolute; top: 0; bottom: 0; min-width: 2px }
 .key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 .9rem; vertical-align: -2px }
-.done { color: #2c7a49 } .halted { color: #b3312c } .open { color: #9a6a12 }
+.done { color: #2c7a49 } .halted, .refused { color: #b3312c } .open { color: #9a6a12 }
 code { font-size: 13px; overflow-wrap: anywhere }
 """
 

@@ -66,7 +66,7 @@ class Run:
     begun: datetime
     ended: datetime | None
     result: str
-    """"done" or "halted"; "" where nobody has ended it."""
+    """"done", "halted", or "refused" before a node was touched; "" where nobody has ended it."""
     walks: Mapping[str, Walk]
     head: str
     """Hash of the last line of the record."""
