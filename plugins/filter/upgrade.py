@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
+from ansible_collections.gpuyard.fleet.plugins.module_utils.node_upgrade import SETTLED
 
 from gpuyard.spec.errors import RefusedError
 from gpuyard.upgrade.waves import Fleet, Model, Node, Policy, refuse_overload, told, waves
@@ -112,6 +113,11 @@ def moved(note: Mapping[str, Any]) -> tuple[str, str]:
     return note["previous"]["version"], note["target"]["version"]
 
 
+def not_settled(notes: Sequence[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
+    """The notes of changes that are on their way, or that left the node in quarantine."""
+    return [note for note in notes if note and note["state"] not in SETTLED]
+
+
 def rollback_to(name: str, names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a node goes back to, among those that go back with it; empty where nothing is known.
 
@@ -134,4 +140,4 @@ def went(note: Mapping[str, Any]) -> bool:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"upgrade_plan": upgrade_plan, "rollback_to": rollback_to}
+        return {"upgrade_plan": upgrade_plan, "rollback_to": rollback_to, "not_settled": not_settled}

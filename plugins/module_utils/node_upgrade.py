@@ -129,6 +129,8 @@ def table(kind: str) -> dict[str, Step]:
 
 TABLES: dict[str, dict[str, Step]] = {kind: table(kind) for kind in KINDS}
 AT_REST = ("upgrade-done", "rollback-done", "rollback-failed")
+# Not begun with the node, or at an end that was proven.
+SETTLED = ("upgrade-required", "upgrade-done", "rollback-done")
 
 
 def note_of(kind: str) -> str:
@@ -145,7 +147,7 @@ def follows(kind: str, state: str) -> set[str]:
 def refuse_beside(kind: str, node: str, others: dict[str, dict[str, Any] | None]) -> None:
     """Raises NoteError where a change of another kind is on its way, or has left the node in quarantine."""
     for other, note in others.items():
-        if note is not None and note["state"] not in ("upgrade-required", "upgrade-done", "rollback-done"):
+        if note is not None and note["state"] not in SETTLED:
             raise NoteError(
                 f"UPGRADE-OTHER: a change of the {other} of {node} stands at {note['state']}, and its {kind} is to be "
                 f"changed. Bring the first one to its end: playbooks/operate/upgrade_{other}.yml"

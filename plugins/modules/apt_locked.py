@@ -70,7 +70,7 @@ options:
       - How long a transaction may take, with the scripts of its packages, one of which may wait for something that
         never comes. Then it is ended with all that it started, and what it left half done is for the next one.
     type: int
-    default: 1800
+    default: 1200
 author: [gpuyard]
 attributes:
   check_mode: {support: full, description: Rehearses the transaction with apt and reports what it would change.}
@@ -650,7 +650,7 @@ def main() -> None:
             "sources_file": {"type": "path"},
             "refresh": {"type": "bool", "default": False},
             "expect_known": {"type": "bool", "default": True},
-            "seconds": {"type": "int", "default": 1800},
+            "seconds": {"type": "int", "default": 1200},
         },
         required_if=[("refresh", True, ["sources_file"]), ("state", "fetched", ["kept"])],
         supports_check_mode=True,

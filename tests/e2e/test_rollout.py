@@ -180,6 +180,10 @@ def test_a_serving_fleet_comes_to_another_driver_though_its_operator_is_killed_o
             second = upgrade(fleet)
             assert "UPGRADE-TWO" in second.output, "two who change the fleet at once"
             until(lambda: fleet.note(NODES[0]).get("state") == "driver-install-required", operator)
+        opened = fleet.playbook("operate/undrain_node", "--limit", NODES[0])
+        assert f"GATE-UNPROVEN: the driver of {NODES[0]} stands at driver-install-required" in " ".join(
+            opened.output.split()
+        )
         with no_repository(fleet):
             gone_on = upgrade(fleet)
         wait("all nodes to be up again", lambda: samples()[-1].up())

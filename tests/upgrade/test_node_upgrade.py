@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gpuyard.upgrade.report import COLOURS
-from plugins.filter.upgrade import rollback_to
+from plugins.filter.upgrade import not_settled, rollback_to
 from plugins.module_utils import kept_note
 from plugins.module_utils.kept_note import NoteError, write
 from plugins.module_utils.node_upgrade import (
@@ -282,6 +282,14 @@ def test_a_fleet_whose_rollout_was_halted_goes_back_from_where_it_came_and_no_fu
     assert to("b", "c") == {"b": OLD, "c": OLD}, "nobody is at the other one: the rollout before is the last that came"
     notes["a"] = {**begun(notes["a"], target=NEW, previous=OTHER), "back": True}
     assert to("a", "b", "c") == {"a": NEW, "b": NEW, "c": NEW}, "also when it was broken off and is gone on with"
+
+
+@by_kind
+def test_a_node_is_opened_by_hand_only_where_no_change_is_on_its_way(kind: str) -> None:
+    notes = [{"kind": kind, "state": state} for state in TABLES[kind]]
+    shut = {note["state"] for note in not_settled([None, *notes])}
+    assert set(TABLES[kind]) - shut == {"upgrade-required", "upgrade-done", "rollback-done"}
+    assert not_settled([None, None, None]) == []
 
 
 @by_kind
