@@ -153,11 +153,12 @@ class Bench:
 
     def play(self) -> subprocess.Popen[bytes]:
         words = ("ansible-playbook", "-i", f"inventories/{self.own.stack}", UPGRADE[1], "--limit", self.node, *QUICK)
-        # Long enough for any package manager, script or module that comes to its end, short enough for a bench.
+        # Long enough for whatever comes to its end, short enough for a bench.
         bounds = (
             "nvidia_driver_lock_seconds=3",
             "nvidia_packages_install_seconds=60",
             "nvidia_driver_modprobe_seconds=20",
+            "vllm_server_start_seconds=30",
         )
         words = (*words, *(word for bound in bounds for word in ("-e", bound)))
         log = (self.own.project / ".gpuyard/upgrade.log").open("wb")
