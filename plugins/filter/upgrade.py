@@ -50,7 +50,8 @@ def upgrade_plan(
         accept_downtime=boolean(policy["accept_downtime"]),
     )
     nodes = [node_of(name, hostvars[name]) for name in names]
-    fleet = Fleet(int(fleet_nodes), serving_of(names, hostvars))
+    up = {row["server"] for name in names for row in hostvars[name]["node_gate_servers_seen"] if is_up(row)}
+    fleet = Fleet(int(fleet_nodes), serving_of(names, hostvars), away=int(fleet_nodes) - len(up.union(names)))
     moves = {name: moved(hostvars[name]["upgrade_begun"]["note"]) for name in names}
     try:
         found = waves(nodes, fleet, asked)
@@ -74,11 +75,15 @@ def node_of(name: str, found: Mapping[str, Any]) -> Node:
         # Every model of a pool is served by all of its nodes: the backends name the pool.
         pool=pool_of(found),
         state=found["upgrade_begun"]["note"]["state"],
-        serves=any(row["status"].startswith("UP") for row in seen(name, found)),
+        serves=any(is_up(row) for row in seen(name, found)),
         domain=str(found.get("failure_domain", "")),
         stays_out=bool(found["upgrade_begun"]["note"]["drained_before"]),
         watched=bool(found["upgrade_begun"]["note"]["watched"]),
     )
+
+
+def is_up(row: Mapping[str, Any]) -> bool:
+    return row["status"].startswith("UP")
 
 
 def seen(name: str, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -92,9 +97,7 @@ def pool_of(found: Mapping[str, Any]) -> str:
 def serving_of(names: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Servers that any gateway finds up, by pool; the gateways know those too that the rollout leaves alone."""
     return {
-        pool_of(hostvars[name]): len(
-            {row["server"] for row in hostvars[name]["node_gate_servers_seen"] if row["status"].startswith("UP")}
-        )
+        pool_of(hostvars[name]): len({row["server"] for row in hostvars[name]["node_gate_servers_seen"] if is_up(row)})
         for name in names
     }
 

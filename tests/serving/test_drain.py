@@ -7,6 +7,8 @@ import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ import pytest
 
 from tests.serving.conftest import program
 from tests.serving.test_gateway import USER_KEY, FakeEngine, Gateway, needs_haproxy, question, within
+
+PROJECT = Path(__file__).parents[2]
 
 gateway_state = program("gateway/files/gateway_state.py")
 
@@ -186,6 +190,7 @@ def test_a_process_that_began_on_the_state_of_before_is_set_too(
         to="drain",
         allow_outage=True,
         seats={},
+        elsewhere={},
         config=tmp_path / "haproxy.cfg",
         state=tmp_path / "state",
     )
@@ -234,25 +239,28 @@ def row(server: str, status: str = "UP", sessions: int = 0, backend: str = "tiny
 
 
 @pytest.mark.parametrize(
-    ("rows", "seats", "refusal"),
+    ("rows", "seats", "elsewhere", "refusal"),
     [
-        ([row("a"), row("b")], {}, ""),
-        ([row("a"), row("b", "DRAIN")], {}, "GATE-LAST"),
-        ([row("a", "DRAIN"), row("b", "DOWN")], {}, ""),
-        ([row("a", sessions=4), row("b", sessions=4)], {"tiny": 8}, ""),
+        ([row("a"), row("b")], {}, {}, ""),
+        ([row("a"), row("b", "DRAIN")], {}, {}, "GATE-LAST"),
+        ([row("a", "DRAIN"), row("b", "DOWN")], {}, {}, ""),
+        ([row("a", sessions=4), row("b", sessions=4)], {"tiny": 8}, {}, ""),
         (
             [row("a", sessions=5), row("b", sessions=4)],
             {"tiny": 8},
+            {},
             "GATE-CAPACITY: 9 requests.*1 servers with 8 seats each",
         ),
-        ([row("a", sessions=5), row("b", sessions=4), row("c")], {"tiny": 8}, ""),
-        ([row("a", sessions=5), row("b", sessions=4, backend="other")], {"tiny": 8}, "GATE-LAST"),
+        ([row("a", sessions=5), row("b", sessions=4), row("c")], {"tiny": 8}, {}, ""),
+        ([row("a", sessions=5), row("b", sessions=4, backend="other")], {"tiny": 8}, {}, "GATE-LAST"),
+        ([row("a", sessions=4), row("b")], {"tiny": 8}, {"tiny": 4, "other": 9}, ""),
+        ([row("a", sessions=4), row("b")], {"tiny": 8}, {"tiny": 5}, "GATE-CAPACITY: 9 requests"),
     ],
 )
 def test_a_drain_that_the_others_cannot_make_good_is_refused_by_the_gateway(
-    rows: list[dict[str, object]], seats: dict[str, int], refusal: str
+    rows: list[dict[str, object]], seats: dict[str, int], elsewhere: dict[str, int], refusal: str
 ) -> None:
-    options = argparse.Namespace(server="a", backends=["tiny"], seats=seats)
+    options = argparse.Namespace(server="a", backends=["tiny"], seats=seats, elsewhere=elsewhere)
     if not refusal:
         gateway_state.refuse_to_drain(rows, options)
         return
@@ -261,5 +269,31 @@ def test_a_drain_that_the_others_cannot_make_good_is_refused_by_the_gateway(
 
 
 def test_seats_are_read_as_the_role_writes_them() -> None:
-    assert gateway_state.seats("model_a=64,model_b=8") == {"model_a": 64, "model_b": 8}
-    assert gateway_state.seats("") == {}
+    assert gateway_state.numbers("model_a=64,model_b=8") == {"model_a": 64, "model_b": 8}
+    assert gateway_state.numbers("") == {}
+
+
+def test_each_gateway_is_told_what_comes_by_the_others(tmp_path: Path) -> None:
+    def sees(gateway: str, **sessions: int) -> dict[str, str]:
+        rows = [{"backend": backend, "sessions": number} for backend, number in sessions.items()]
+        return {"item": gateway, "stdout": json.dumps(rows)}
+
+    told = {
+        "item": "g1",
+        "node_gate_backends": ["model_a", "model_b"],
+        "__node_gate_answers": {"results": [sees("g1", model_a=3), sees("g2", model_a=4, x=7), sees("g3", model_a=1)]},
+    }
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible"),
+            *("-i", "localhost,", "localhost", "-c", "local", "-m", "debug", "-a", "msg=<{{ __node_gate_elsewhere }}>"),
+            *("-e", f"@{PROJECT}/roles/node_gate/vars/main.yml", "-e", f"@{tmp_path}/told.json"),
+        ],
+        env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "<model_a=5,model_b=0>" in done.stdout, done.stdout + done.stderr

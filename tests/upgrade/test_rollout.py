@@ -296,6 +296,15 @@ def test_whatever_the_fleet_each_node_goes_once_and_no_pool_is_left_without(
             assert sum(by_name[name].pool == f"p{pool}" for name in wave.nodes) < size
 
 
+def test_nodes_that_nobody_named_count_as_out_where_they_are_out() -> None:
+    nodes = fleet(8)[:6]
+    sizes = {
+        away: [len(wave.nodes) for wave in waves(nodes, Fleet(8, {"p0": 8 - away}, away), Policy(0, "3"))]
+        for away in (0, 1, 2)
+    }
+    assert sizes == {0: [3, 3], 1: [2, 2, 2], 2: [1] * 6}
+
+
 def test_a_load_that_the_others_cannot_carry_is_refused_with_the_arithmetic() -> None:
     nodes = fleet(4)
     kinds = Fleet(4, {"p0": 4})

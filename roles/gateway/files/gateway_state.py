@@ -250,7 +250,7 @@ def refuse_to_drain(rows: list[dict[str, object]], options: argparse.Namespace) 
         mine = [row for row in rows if row["backend"] == name]
         up = {row["server"] for row in mine if str(row["status"]).startswith("UP")}
         left = len(up - {options.server})
-        requests = sum(int(str(row["sessions"])) for row in mine)
+        requests = sum(int(str(row["sessions"])) for row in mine) + options.elsewhere.get(name, 0)
         if options.server not in up:
             continue
         if not left:
@@ -266,8 +266,8 @@ def refuse_to_drain(rows: list[dict[str, object]], options: argparse.Namespace) 
             )
 
 
-def seats(text: str) -> dict[str, int]:
-    """`model_a=64,model_b=8`: how many requests each server of a backend works on at a time."""
+def numbers(text: str) -> dict[str, int]:
+    """`model_a=64,model_b=8`: a number of requests for each backend."""
     return {name: int(number) for name, _, number in (one.partition("=") for one in text.split(",") if one)}
 
 
@@ -309,7 +309,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--backends", type=lambda names: names.split(","), default=[])
     parser.add_argument("--to", choices=["drain", "ready"])
-    parser.add_argument("--seats", type=seats, default={})
+    parser.add_argument("--seats", type=numbers, default={}, help="what each server works on at a time")
+    parser.add_argument(
+        "--elsewhere", type=numbers, default={}, help="what the other gateways send to the same servers"
+    )
     parser.add_argument("--allow-outage", action="store_true")
     options = parser.parse_args()
     try:

@@ -70,6 +70,8 @@ class Fleet:
     """How many GPU nodes, named in the rollout or not."""
     serving: Mapping[str, int]
     """Nodes that serve, by pool."""
+    away: int = 0
+    """Nodes that are not named in the rollout, and do not serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def waves(nodes: Sequence[Node], fleet: Fleet, policy: Policy) -> list[Wave]:
     # Those that somebody else has taken out are out already, and in nobody's way: they come last, on their own.
     apart = [node for node in waiting if not node.serves]
     waiting = [node for node in waiting if node.serves]
-    limit = max(limit - len(apart), 1)
+    limit = max(limit - len(apart) - fleet.away, 1)
     serving = _serving_then(nodes, fleet)
     found: list[Wave] = []
     # What was begun is out already, however many there are.
