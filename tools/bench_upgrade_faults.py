@@ -88,7 +88,7 @@ ROWS = (
     Row("fabricmanager-dead", (), PROVE, BACK, ROLLED_BACK),
     Row("gpu-lost", (), PROVE, BACK, ROLLED_BACK),
     Row("devices-gone", (), PROVE, BACK, ROLLED_BACK),
-    Row("read-only", ("path=/usr",), INSTALL, BACK, ROLLED_BACK),
+    Row("read-only", ("path=/etc",), INSTALL, BACK, ROLLED_BACK),
     Row("ecc", (), PROVE, BACK, ROLLED_BACK),
     Row("pcie-narrow", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-crash-loop", (), INSTALL, BACK, ROLLED_BACK),
