@@ -20,6 +20,8 @@ from gpuyard.lab.faults.slow_link import breaks_after, waiting_time
 from gpuyard.lab.faults.table import FAULTS, fault_named, values_in
 from gpuyard.lab.models import NodeSpec
 from gpuyard.lab.place import Place
+from tools.bench_upgrade_faults import ROWS as ROWS_OF_BENCH
+from tools.bench_upgrade_faults import Row
 
 PROJECT = Path(__file__).parents[2]
 NODE = NodeSpec(name="lab-chat-0", role="gpu", pool="chat", gpu="H100-SXM5-80GB", gpu_count=8)
@@ -119,6 +121,11 @@ def test_a_choice_that_cannot_be_is_told_with_what_can(
     with pytest.raises(UsageError) as caught:
         fault_named(name).chosen(node, gpu, 0, given)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ROWS_OF_BENCH, ids=lambda row: row.name)
+def test_the_bench_of_upgrades_breaks_a_node_as_its_faults_can(row: Row) -> None:
+    assert injected(FAULTS[row.fault], values=values_in(row.parameters)).fault == row.fault
 
 
 def test_an_unknown_fault_has_a_nearest() -> None:
