@@ -8,7 +8,7 @@ the driver that was asked for (or, broken off on its way home, the one from befo
 every server is up, and no request was lost where the operator alone died: who is served by a node or a gateway that
 loses its power is not to be helped.
 
-Usage: python tools/bench_upgrade_crashes.py [--sample N] [--seed N]
+Usage: python tools/bench_upgrade_crashes.py [--sample N] [--skip N] [--seed N]
 Exit code 0 only if every case ends as expected.
 """
 
@@ -216,10 +216,11 @@ def table_of(found: Sequence[Ended]) -> Table:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="so many cases, drawn at random; 0: all")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="not the first N, which this seed has tried")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311  (dice, not a secret)
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    tried = cases(random.Random(options.seed))[: options.sample or None]  # noqa: S311
+    tried = cases(random.Random(options.seed))[options.skip :][: options.sample or None]  # noqa: S311
     found: list[Ended] = []
     with own_fleet("broken", PROJECT) as own:
         lock(own, OLD)
@@ -237,6 +238,7 @@ def main() -> int:
         "requests": sum(one.told["requests"] for one in found),
         "lost_operator_killed": sum(one.lost for one in found if one.case.event == KILLED),
         "lost": sum(one.lost for one in found),
+        "skipped": options.skip,
         "seed": options.seed,
     }
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
