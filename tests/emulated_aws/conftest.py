@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 
+from tests.emulated_aws.account import Account
 from tests.emulated_aws.fleet import EmulatedFleet, emulated_fleet, moto_server
 from tools.aws_previews import normalised
 
@@ -37,3 +38,12 @@ def brought_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BroughtUp]:
 def p5en(brought_up: BroughtUp) -> EmulatedFleet:
     """Four machines with EFA. The tests of test_engine.py change it in their order."""
     return brought_up("aws-p5en")[0]
+
+
+@pytest.fixture(scope="session")
+def state_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a backend in a bucket, which is in an account of its own."""
+    with moto_server(tmp_path_factory.mktemp("state-moto")) as endpoint:
+        Account(endpoint, tmp_path_factory.mktemp("state")).client("s3").create_bucket(Bucket="gpuyard-state")
+        host = endpoint.removeprefix("http://")
+        yield f"s3://gpuyard-state?region=us-east-1&endpoint={host}&disableSSL=true&s3ForcePathStyle=true"

@@ -109,6 +109,16 @@ def test_another_image_is_for_machines_to_come(p5en: EmulatedFleet):
     assert p5en.template("aws-p5en-large-us-east-1a")["ImageId"] == "ami-0fedcba9876543210"
 
 
+def test_its_state_moves_into_a_bucket_where_all_that_follows_finds_it(p5en: EmulatedFleet, state_bucket: str):
+    moved = p5en.project / "state.json"
+    p5en.done("stack", "export", "--file", str(moved))
+    p5en.environment["PULUMI_BACKEND_URL"] = state_bucket
+    p5en.done("stack", "select", "--create", p5en.name)
+    assert p5en.exported().get("resources", []) == []
+    p5en.done("stack", "import", "--file", str(moved))
+    assert p5en.up() == []
+
+
 def test_a_pool_grows_and_shrinks_by_just_those_nodes(p5en: EmulatedFleet):
     p5en.resize("large", 6)
     assert p5en.up() == [("create", "aws-p5en-large-4"), ("create", "aws-p5en-large-5")]

@@ -30,11 +30,18 @@ def test_the_environment_is_the_projects_from_any_folder(shell, tmp_path):
     assert got["ANSIBLE_CONFIG"] == f"{PROJECT}/ansible.cfg"
 
 
-def test_a_cache_the_user_chose_is_kept(tmp_path):
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GPUYARD_CACHE": "/elsewhere"}
-    script = f". '{PROJECT}/activate'; echo $GPUYARD_CACHE"
+@pytest.mark.parametrize(
+    ("chosen", "name", "value"),
+    [
+        ("GPUYARD_CACHE", "GPUYARD_CACHE", "/elsewhere"),
+        ("GPUYARD_BACKEND_URL", "PULUMI_BACKEND_URL", "s3://my-fleets-state?region=us-east-1"),
+    ],
+)
+def test_what_the_user_chose_is_kept(tmp_path, chosen, name, value):
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), chosen: value}
+    script = f". '{PROJECT}/activate'; echo ${name}"
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "/elsewhere"
+    assert done.stdout.strip() == value
 
 
 def test_every_target_of_the_makefile_says_what_it_does():

@@ -304,6 +304,8 @@ def test_no_owner_who_lives_is_silent_for_longer_than_a_claim_is_believed(kind: 
     (forward,) = [task["block"] for task in task["block"] if "block" in task]
     (home,) = [task["block"] for task in task["rescue"] if "block" in task]
     soak = yaml.safe_load((WALK.parent / "soak.yml").read_text())
+    ready = (WALK.parent / kind / "begin.yml").read_text()
+    assert ready.index("build" if kind != "engine" else "install") < ready.index(hear), "a build may take an hour"
     drained, exchanged = (
         next(number for number, task in enumerate(forward) if word in str(task)) for word in ("drain", "exchange.yml")
     )
