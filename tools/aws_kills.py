@@ -41,6 +41,9 @@ class Patient:
             self.pool = self.fleet.spec().pools[0]
             return
         self.fleet.resize(self.pool.name, self.pool.nodes + (2 if act == "grow" else -1))
+        if act == "shrink":
+            going = range(self.pool.nodes - 1, self.pool.nodes + 2)
+            self.fleet.give_up(*(f"{self.fleet.name}-{self.pool.name}-{number}" for number in going))
 
 
 def seconds_of(patient: Patient) -> dict[str, float]:

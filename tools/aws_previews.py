@@ -33,8 +33,8 @@ def normalised(planned: dict[str, Any]) -> str:
         depends = state.get("propertyDependencies") or {}
         inputs = {key: _named(value, depends.get(key) or ()) for key, value in (state.get("inputs") or {}).items()}
         own = {"type": state["type"], "op": step["op"], "of": _name(state.get("parent", ""))}
-        kept = state.get("ignoreChanges")
-        found[_name(step["urn"])] = {**own, **inputs, **({"ignoreChanges": kept} if kept else {})}
+        options = {key: state[key] for key in ("ignoreChanges", "protect") if state.get(key)}
+        found[_name(step["urn"])] = {**own, **inputs, **options}
     return yaml.safe_dump(found, default_flow_style=None, width=1000)
 
 

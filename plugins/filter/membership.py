@@ -12,6 +12,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.gpuyard.fleet.plugins.filter.upgrade import models_of, pool_of, seen, serving_of
 
 from gpuyard.handover.inventory import pool_group
+from gpuyard.provision.protection import consent, machine_urn
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.loader import load_fleet
 from gpuyard.upgrade.membership import Pool, moves, replace_step
@@ -22,7 +23,7 @@ name: fleet_moves
 short_description: Who comes into a fleet and who leaves it
 description:
   - The spec's number of nodes held against the machines of the handover and the servers of the gateways.
-  - C(nodes_may_leave) and C(replace_step) are beside it, for playbooks that take machines out of a fleet.
+  - C(nodes_may_leave), C(replace_step) and C(consent_lines) are beside it, for playbooks that take machines out.
 options:
   _input:
     description: File of the fleet's spec.
@@ -79,6 +80,18 @@ def nodes_may_leave(
     return True
 
 
+def consent_lines(names: Sequence[str], provider: str, stack: str) -> list[str]:
+    """What is typed before Pulumi takes the machines of these nodes away; nothing where nothing holds it back."""
+    if provider != "aws" or not names:
+        return []
+    return [consent(stack, [machine_urn(stack, name) for name in names])]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"fleet_moves": fleet_moves, "nodes_may_leave": nodes_may_leave, "replace_step": replace_step}
+        return {
+            "consent_lines": consent_lines,
+            "fleet_moves": fleet_moves,
+            "nodes_may_leave": nodes_may_leave,
+            "replace_step": replace_step,
+        }

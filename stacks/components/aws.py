@@ -47,6 +47,7 @@ class Maker:
                 parent=self.parts[item.part],
                 depends_on=[self.made[name] for name in item.after],
                 ignore_changes=list(item.keeps),
+                protect=True,
                 import_=self.there.get(item.name),
                 # A class of the SDK knows its inputs in Python's words, its options those of the engine.
                 hooks=self.hooks if item.node and item.kind == "ec2.Instance" else None,

@@ -19,6 +19,7 @@ from gpuyard.provision.account import findings, questions, to_make
 from gpuyard.provision.aws import instance_of, next_zone, wanted
 from gpuyard.provision.interrupted import begun
 from gpuyard.provision.placement import Refusal, refused_for_capacity
+from gpuyard.provision.protection import given_up
 from gpuyard.provision.refusals import Machines, refusals
 from gpuyard.spec.closed import digest_of
 from gpuyard.spec.errors import RefusedError
@@ -50,6 +51,8 @@ class AwsFleet(pulumi.ComponentResource):
         region_of_the_stack(fleet.aws.region)
         provider = aws.Provider(f"{fleet.name}-aws", region=fleet.aws.region, opts=pulumi.ResourceOptions(parent=self))
         state = deployment()
+        for finding in given_up(items, fleet.name, stack, state):
+            raise finding.refusal()
         new = to_make(
             items, fleet.name, frozenset(row["urn"].rsplit("::", 1)[1] for row in state.get("resources") or ())
         )

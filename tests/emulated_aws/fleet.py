@@ -69,6 +69,12 @@ class EmulatedFleet(Stack):
         assert found, pool
         self.edit(found[0], f"  - name: {pool}\n    nodes: {nodes}\n")
 
+    def give_up(self, *names: str) -> None:
+        """Consent to the loss of these; without names, of the whole fleet."""
+        urns = [row["urn"] for row in self.state() if row["urn"].rsplit("::", 1)[1] in names]
+        assert len(urns) == len(names), names
+        self.done("state", "unprotect", "--yes", *(urns or ["--all"]))
+
     def state(self) -> list[dict[str, Any]]:
         """Resources in the state that are of AWS."""
         return [row for row in self.exported().get("resources", []) if row["type"].startswith("aws:")]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 
 import pytest
 
 from gpuyard.handover import read_handover
 from gpuyard.handover.inventory import build
 from gpuyard.plan.lock import load_lock
+from gpuyard.provision.protection import machine_urn
 from tests.emulated_aws.fleet import EmulatedFleet
 from tests.emulated_aws.readback import Readback, astray
 
@@ -119,10 +122,46 @@ def test_its_state_moves_into_a_bucket_where_all_that_follows_finds_it(p5en: Emu
     assert p5en.up() == []
 
 
+def test_all_that_is_made_is_protected(p5en: EmulatedFleet):
+    state = p5en.state()
+    assert [row["urn"] for row in state if not row.get("protect")] == []
+    machine = next(row["urn"] for row in state if row["urn"].endswith("::aws-p5en-large-0"))
+    assert machine == machine_urn("aws-p5en", "aws-p5en-large-0"), "as the playbooks say it"
+
+
+@pytest.mark.parametrize("words", [(), ("--skip-preview",)], ids=["plain", "without a preview"])
+def test_a_destroy_that_nobody_consented_to_deletes_nothing_and_says_the_line(
+    p5en: EmulatedFleet, words: tuple[str, ...]
+):
+    p5en.forget()
+    refused = p5en.pulumi("destroy", "--yes", *words)
+    assert refused.returncode != 0
+    assert f"`pulumi state unprotect '{machine_urn('aws-p5en', 'aws-p5en-large-0')}'`" in refused.stdout
+    assert p5en.acts() == []
+
+
+def test_what_the_engine_would_replace_is_refused_before_anything_is_done(p5en: EmulatedFleet):
+    """That another name is another bucket is the provider's word."""
+    p5en.edit("bucket: example-aws-p5en-models", "bucket: example-aws-p5en-other")
+    p5en.forget()
+    refused = p5en.pulumi("up", "--yes")
+    assert refused.returncode != 0
+    assert "bucket:Bucket::aws-p5en-models" in refused.stdout.split("unable to replace resource", 1)[1]
+    assert p5en.acts() == []
+    p5en.edit("bucket: example-aws-p5en-other", "bucket: example-aws-p5en-models")
+
+
 def test_a_pool_grows_and_shrinks_by_just_those_nodes(p5en: EmulatedFleet):
     p5en.resize("large", 6)
     assert p5en.up() == [("create", "aws-p5en-large-4"), ("create", "aws-p5en-large-5")]
     p5en.resize("large", 3)
+    p5en.forget()
+    refused = p5en.pulumi("up", "--yes", "--skip-preview")
+    assert refused.returncode != 0
+    told = re.search(r"AWS-PROTECTED: .*aws-p5en-large-3, .*`(pulumi state unprotect [^`]*)`", refused.stdout)
+    assert told, refused.stdout
+    assert p5en.acts() == []
+    p5en.done(*shlex.split(told[1])[1:], "--yes")
     assert p5en.up() == [("delete", f"aws-p5en-large-{n}") for n in (3, 4, 5)]
     assert Readback(p5en).mismatches() == []
 
@@ -184,6 +223,7 @@ def test_credentials_that_are_expired_are_told_before_anything_is_created(p5en: 
 
 
 def test_destroy_leaves_nothing(p5en: EmulatedFleet):
+    p5en.give_up()
     p5en.done("destroy", "--yes", "--skip-preview")
     assert p5en.state() == []
     assert p5en.left() == []

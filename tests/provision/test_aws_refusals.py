@@ -223,10 +223,10 @@ def test_the_architecture_of_a_type_is_in_its_name() -> None:
 def test_a_pool_that_came_apart_is_told_with_the_fewest_nodes_to_move() -> None:
     fleet = fleet_of("aws-p5en")
     zones = {f"aws-p5en-large-{n}": "us-east-1b" for n in range(4)}
-    assert close_pools_apart(fleet, zones) == []
-    found = close_pools_apart(fleet, {**zones, "aws-p5en-large-3": "us-east-1a"})
+    assert close_pools_apart(fleet, "prod", zones) == []
+    found = close_pools_apart(fleet, "prod", {**zones, "aws-p5en-large-3": "us-east-1a"})
     assert [finding.rule for finding in found] == ["AWS-POOL-APART"]
-    assert "take aws-p5en-large-3 away" in found[0].change
+    assert "take aws-p5en-large-3 away: `pulumi state unprotect --stack prod 'urn:" in found[0].change
 
 
 def test_every_rule_is_in_the_guide() -> None:

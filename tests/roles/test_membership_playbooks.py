@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from gpuyard.lab.own_fleet import Run
+from gpuyard.provision.protection import machine_urn
 
 PROJECT = Path(__file__).parents[2]
 NODES = ["f-chat-0", "f-chat-1", "f-chat-2"]
@@ -170,6 +171,7 @@ def test_an_exchange_is_one_line_that_is_run_again(fleet: Fleet) -> None:
     drained = fleet.play(*REPLACE)
     assert drained.rc == 0, drained.output
     assert "pulumi destroy --stack f --target '**::f-chat-1'" in drained.output
+    assert "unprotect" not in drained.output, "the lab protects nothing"
     assert fleet.stands() == {"f-chat-0": "UP", "f-chat-1": "DRAIN", "f-chat-2": "UP"}
     assert fleet.played() == []
 
@@ -270,6 +272,18 @@ def test_a_fleet_comes_to_the_number_of_its_spec_in_both_directions(fleet: Fleet
     assert come.rc == 0, come.output
     assert fleet.played() == ["site f-chat-2", "verify f-chat-2", "site f-gateway-0"]
     assert fleet.stands() == dict.fromkeys(NODES, "UP")
+
+
+def test_on_aws_the_line_comes_first_without_which_pulumi_keeps_a_machine(fleet: Fleet) -> None:
+    line = f"pulumi state unprotect --stack f '{machine_urn('f', 'f-chat-1')}'"
+    replaced = fleet.play(*REPLACE, provider="aws")
+    assert replaced.rc == 0, replaced.output
+    assert 0 < replaced.output.find(line) < replaced.output.find("pulumi destroy --stack f"), replaced.output
+    fleet.spec(1)
+    scaled = fleet.play("scale", "--check", provider="aws")
+    urns = " ".join(f"'{machine_urn('f', name)}'" for name in ("f-chat-2", "f-chat-1"))
+    line = f"pulumi state unprotect --stack f {urns}"
+    assert 0 < scaled.output.find(line) < scaled.output.find("gpuyard guard preview.json"), scaled.output
 
 
 def test_the_stand_ins_narrow_their_hosts_as_the_playbooks_do() -> None:

@@ -33,7 +33,7 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
     """
     aws = fleet.aws
     assert aws is not None  # noqa: S101 - AWS-SETTINGS
-    for finding in close_pools_apart(fleet, {name: node["zone"] for name, node in made.nodes.items()}):
+    for finding in close_pools_apart(fleet, stack, {name: node["zone"] for name, node in made.nodes.items()}):
         raise finding.refusal()
     nodes: list[dict[str, object]] = []
     for number in range(fleet.gateway.nodes):

@@ -13,6 +13,7 @@ from gpuyard.catalog import load_catalog, load_instances, load_lustre_clients, l
 from gpuyard.catalog.rows import Instance, LustreClient, NetworkCards, OperatingSystem
 from gpuyard.plan.judge import Finding
 from gpuyard.provision.placement import is_close, zones_of
+from gpuyard.provision.protection import consent, machine_urn
 from gpuyard.provision.storage import lustre_addresses
 from gpuyard.spec.aws import Aws, Lustre
 from gpuyard.spec.fleet import Fleet, Pool
@@ -236,7 +237,7 @@ def _of_lustre_client(fleet: Fleet, lustre: Lustre, machines: Machines) -> Itera
         yield _red("AWS-LUSTRE-CLIENT", "aws.lustre.efa", have, need, change, _CLIENTS, known=client.verified)
 
 
-def close_pools_apart(fleet: Fleet, zone_of_node: dict[str, str]) -> list[Finding]:
+def close_pools_apart(fleet: Fleet, stack: str, zone_of_node: dict[str, str]) -> list[Finding]:
     """Pools whose nodes have to stand together and do not, after a zone had no more machines."""
     found: list[Finding] = []
     for pool in fleet.pools:
@@ -248,7 +249,8 @@ def close_pools_apart(fleet: Fleet, zone_of_node: dict[str, str]) -> list[Findin
         if is_close(pool) and len(zones) > 1:
             fewest = min(zones.values(), key=len)
             have = ", ".join(f"{len(names)} in {zone}" for zone, names in sorted(zones.items()))
-            change = f"take {', '.join(fewest)} away with `pulumi destroy --target`, then `pulumi up`"
+            give_up = consent(stack, [machine_urn(stack, name) for name in fewest])
+            change = f"take {', '.join(fewest)} away: `{give_up}`, `pulumi destroy --target`, then `pulumi up`"
             found.append(_red("AWS-POOL-APART", f"pool {pool.name}", have, "all in one zone", change, "docs/aws.md"))
     return found
 

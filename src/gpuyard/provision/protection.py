@@ -1,0 +1,46 @@
+"""What a fleet has is given up by name alone: all that is made carries the engine's `protect`, and this is the consent.
+
+The engine holds a deletion back only when it comes to that one, after what nothing depends on: a route, the listener.
+So all of it is protected, and what an `up` would delete is refused before it begins.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpuyard.plan.judge import Finding
+from gpuyard.provision import Wanted, resource_name
+
+_MACHINE = "aws:ec2/instance:Instance"
+
+
+def consent(stack: str, urns: Sequence[str]) -> str:
+    """The line that gives up just these. It holds until the next `up`, which protects again what it keeps."""
+    return shlex.join(["pulumi", "state", "unprotect", "--stack", stack, *urns])
+
+
+def machine_urn(stack: str, node: str) -> str:
+    """What the engine calls the machine of a node, for whoever does not read the state."""
+    return f"urn:pulumi:{stack}::gpuyard::gpuyard:aws:Fleet$gpuyard:aws:Part${_MACHINE}::{node}"
+
+
+def given_up(items: Sequence[Wanted], fleet: str, stack: str, deployment: Mapping[str, Any]) -> list[Finding]:
+    """What the state has and the list has not, hence what an `up` would delete, as far as nobody consented to it.
+
+    `deployment`: of `pulumi stack export`.
+    """
+    asked = {resource_name(item, fleet) for item in items}
+    rows = [row for row in deployment.get("resources") or () if row.get("protect") and not row.get("delete")]
+    gone = {row["urn"]: row["type"] for row in rows if row["urn"].rsplit("::", 1)[1] not in asked}
+    if not gone:
+        return []
+    names = {urn: urn.rsplit("::", 1)[1] for urn in gone}
+    nodes = [names[urn] for urn, kind in gone.items() if kind == _MACHINE]
+    drain = [node for node in nodes if not node.startswith(f"{fleet}-gateway-")]
+    first = f"drain {', '.join(drain)} (playbooks/operate/scale.yml), then " if drain else ""
+    change = f"ask for it again, or {first}give it up by name: `{consent(stack, list(gone))}`"
+    have = f"{', '.join(names.values())}, which the spec asks for no longer"
+    need = "what is deleted is lost with what is on it, and scarce machines may not be had again"
+    return [Finding("AWS-PROTECTED", "red", f"stack {stack}", have, need, change, "docs/aws.md", verified=True)]
