@@ -251,6 +251,21 @@ def test_the_cost_of_a_fleet_is_compared_with_its_plan(tmp_path: Path) -> None:
     assert "GUARD-COST" in ran.output  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
+def test_a_preview_that_leaves_out_what_stays_is_refused(tmp_path: Path) -> None:
+    """As the engine writes it unless it is told `--show-sames`: the stack itself is there, the rest is a number."""
+    same = {
+        "op": "same",
+        "urn": urn("pulumi:pulumi:Stack", "gpuyard-prod"),
+        "newState": {"type": "pulumi:pulumi:Stack"},
+    }
+    path = tmp_path / "preview.json"
+    for summary, code in (({"same": 1}, 0), ({"same": 54}, 3)):
+        path.write_text(json.dumps({"steps": [same], "changeSummary": summary}))
+        ran = CliRunner().invoke(app, ["guard", str(path)])
+        assert ran.exit_code == code, ran.output
+    assert "GUARD-FILE: 53 resources left out" in ran.output  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "no json", '{"steps": 3}'])
 def test_what_is_neither_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.json"

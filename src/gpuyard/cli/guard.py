@@ -32,7 +32,12 @@ def register(app: typer.Typer) -> None:
 
 
 def guard(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `pulumi preview --json` or `stack export` wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What `pulumi preview --json --show-sames` or `pulumi stack export` wrote."
+        ),
+    ],
     fleet: Annotated[
         Path | None, typer.Option("--fleet", help="Hold ports and cost against this fleet's spec and its plan.")
     ] = None,
@@ -70,7 +75,7 @@ def _data(file: Path) -> object:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         why = "it cannot be read" if isinstance(error, OSError) else "it is no JSON"
-        change = "write it with `pulumi preview --json` or `pulumi stack export`"
+        change = "write it with `pulumi preview --json --show-sames` or `pulumi stack export`"
         raise RefusedError("GUARD-FILE", str(file), why, change) from error
 
 

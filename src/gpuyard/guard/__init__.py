@@ -1,4 +1,4 @@
-"""Resources as plain data: read from `pulumi preview --json`, from a state, or from a program while it runs."""
+"""Resources as plain data: read from `pulumi preview --json --show-sames` or from a state."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def read(data: object) -> list[Resource]:
     """The resources of a preview or a state. Raises RefusedError for anything else."""
     told = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     if isinstance(steps := told.get("steps"), list):
+        _refuse_left_out(told, cast("list[dict[str, Any]]", steps))
         return [_of_step(step) for step in cast("list[dict[str, Any]]", steps) if step.get("op") not in _OTHERS]
     deployment = told.get("deployment") or told.get("checkpoint", {}).get("latest")
     if isinstance(deployment, dict):
@@ -49,8 +50,18 @@ def read(data: object) -> list[Resource]:
         "GUARD-FILE",
         "no preview and no state",
         "there are neither steps nor a deployment in it",
-        "write it with `pulumi preview --json` or `pulumi stack export`",
+        "write it with `pulumi preview --json --show-sames` or `pulumi stack export`",
     )
+
+
+def _refuse_left_out(told: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> None:
+    """Unless it is asked otherwise, the engine leaves out what stays: machines that cost, templates of others."""
+    there = sum(step.get("op") == "same" for step in steps)
+    summary: Mapping[str, int] = told.get("changeSummary") or {}
+    left_out = summary.get("same", 0) - there
+    if left_out > 0:
+        found, why = f"{left_out} resources left out", "what stays as it is counts too, as in what a fleet costs"
+        raise RefusedError("GUARD-FILE", found, why, "write it with `pulumi preview --json --show-sames`")
 
 
 def _of_step(step: Mapping[str, Any]) -> Resource:
