@@ -365,8 +365,13 @@ class Node:
     def broken(self) -> dict[str, str]:
         return parse_broken(self._ask("dpkg-query", "--show", "--showformat=" + QUERY))
 
-    def end_interrupted(self) -> None:
-        self._run_bounded(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"])
+    def end_interrupted(self, leave: Sequence[str] = ()) -> None:
+        """Ends what was begun with packages, but with those of `leave`: their scripts may be what it hung in."""
+        names = sorted(set(self.broken()) - set(leave)) if leave else ["-a"]
+        if names:
+            self._run_bounded(["dpkg", "--force-confdef", "--force-confold", "--configure", *names])
+        # A dpkg that was killed leaves a journal, and apt refuses to work beside it. This reads it, and runs nothing.
+        self._run(["dpkg", "--set-selections"], data="\n", environ_update=ENVIRONMENT)
 
     def older(self, version: str, than: str) -> bool:
         return self._run(["dpkg", "--compare-versions", version, "lt", than])[0] == 0
@@ -411,12 +416,16 @@ def tail(text: str, lines: int = 12) -> str:
     return " / ".join(line.strip() for line in text.strip().splitlines()[-lines:] if line.strip())
 
 
-def end_interrupted(node: Node, check: bool) -> bool:
-    """Ends a transaction that was killed; says whether there was one."""
+def end_interrupted(node: Node, check: bool, packages: dict[str, str], have: dict[str, Have]) -> bool:
+    """Ends a transaction that was killed; says whether there was one.
+
+    What comes off, or to another version, goes as it stands: its scripts may have been what the transaction hung in.
+    """
     if not node.audit():
         return False
     if not check:
-        node.end_interrupted()
+        going = [name for name in have if have[name].version != packages.get(name)]
+        node.end_interrupted([name for name in node.broken() if name in going])
     return True
 
 
@@ -504,8 +513,9 @@ def comes_along(node: Node, packages: dict[str, str], simulation: str) -> dict[s
 def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
     packages = params["packages"]
     kept = Kept(Path(params["kept"])) if params["kept"] else None
-    interrupted = end_interrupted(node, check)
-    before = node.installed([*packages, *params["replaces"]])
+    concerned = [*packages, *params["replaces"]]
+    interrupted = end_interrupted(node, check, packages, node.installed(concerned))
+    before = node.installed(concerned)
     install, hold = wanted_state(packages, before)
     arriving = {name: packages[name] for name in install}
     going = sorted(name for name in before if name not in packages)
@@ -611,7 +621,7 @@ def make_fetched(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
 
 def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
     names = list(params["packages"])
-    interrupted = end_interrupted(node, check)
+    interrupted = end_interrupted(node, check, {}, node.installed(names))
     before = node.installed(names)
     if interrupted and not check:
         refuse_broken(node, list(before))

@@ -115,7 +115,11 @@ def test_another_image_is_for_machines_to_come(p5en: EmulatedFleet):
 def test_its_state_moves_into_a_bucket_where_all_that_follows_finds_it(p5en: EmulatedFleet, state_bucket: str):
     moved = p5en.project / "state.json"
     p5en.done("stack", "export", "--file", str(moved))
-    p5en.environment["PULUMI_BACKEND_URL"] = state_bucket
+    p5en.environment |= {
+        "PULUMI_BACKEND_URL": state_bucket,
+        "AWS_ACCESS_KEY_ID": "emulated",
+        "AWS_SECRET_ACCESS_KEY": "emulated",
+    }
     p5en.done("stack", "select", "--create", p5en.name)
     assert p5en.exported().get("resources", []) == []
     p5en.done("stack", "import", "--file", str(moved))

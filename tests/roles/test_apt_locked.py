@@ -68,10 +68,10 @@ class PretendedNode:
     def broken(self) -> dict[str, str]:
         return self.unfinished
 
-    def end_interrupted(self) -> None:
-        self.done.append("configure")
+    def end_interrupted(self, leave: list[str]) -> None:
+        self.done.append(" ".join(["configure", *(f"not {name}" for name in leave)]))
         if self.mended_by_configure:
-            self.unfinished = {}
+            self.unfinished = {name: status for name, status in self.unfinished.items() if name in leave}
 
     def older(self, version: str, than: str) -> bool:
         return version < than
@@ -349,11 +349,11 @@ def test_a_locked_package_that_stays_broken_with_nothing_to_install_is_refused()
         present(node)
 
 
-def test_a_broken_version_is_replaced_by_the_locked_one() -> None:
-    node = PretendedNode(holding("570.1-1"))
-    node.unfinished = {"libnvidia-ml1": "half-configured"}
-    node.mended_by_configure = False
+def test_a_broken_version_is_replaced_by_the_locked_one_and_its_scripts_are_not_run_again() -> None:
+    node = PretendedNode({**holding("570.1-1"), "nvidia-driver-cuda": Have("580.126.20-1", True)})
+    node.unfinished = {"libnvidia-ml1": "half-configured", "nvidia-driver-cuda": "half-configured"}
     assert present(node)["changed"]
+    assert node.done[0] == "configure not libnvidia-ml1"
     assert node.packages == holding()
 
 
@@ -521,6 +521,7 @@ def test_what_runs_the_scripts_of_packages_is_bounded() -> None:
     assert [command[:4] for command in ran.commands] == [
         ["timeout", "--kill-after=30", "90", "apt-get"],
         ["timeout", "--kill-after=30", "90", "dpkg"],
+        ["dpkg", "--set-selections"],
     ]
 
 
@@ -549,6 +550,38 @@ def test_a_script_that_waits_for_ever_is_ended_with_all_that_it_started(tmp_path
     while there(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not there(child)
+
+
+def test_what_hung_in_a_script_is_left_and_its_journal_keeps_apt_from_nothing(tmp_path: Path) -> None:
+    """A real dpkg, of a folder of its own, with a package whose script never ends and one that waits for its turn."""
+    for folder in ("info", "updates", "triggers"):
+        (tmp_path / "root/var/lib/dpkg" / folder).mkdir(parents=True)
+    for file in ("status", "available"):
+        (tmp_path / "root/var/lib/dpkg" / file).touch()
+    for name, postinst in (("hangs", "sleep 300"), ("waits", "true")):
+        (control := tmp_path / name / "DEBIAN").mkdir(parents=True)
+        (control / "control").write_text(
+            f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: {name}\n"
+        )
+        (control / "postinst").write_text(f"#!/bin/sh\n{postinst}\n")
+        (control / "postinst").chmod(0o755)
+        subprocess.run(["dpkg-deb", "--build", tmp_path / name], check=True, capture_output=True)
+
+    def run(command: list[str], **how: Any) -> tuple[int, str, str]:
+        at = command.index("dpkg") if "dpkg" in command else 0
+        apart = [f"--root={tmp_path}/root", "--force-script-chrootless", "--force-not-root", "--log=/dev/null"]
+        words = [*command[: at + 1], *(apart if command[at] == "dpkg" else apart[:1]), *command[at + 1 :]]
+        done = subprocess.run(words, input=how.get("data"), capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    node, journal = apt_locked.Node(run, 2), tmp_path / "root/var/lib/dpkg/updates"
+    run(["dpkg", "--unpack", str(tmp_path / "hangs.deb"), str(tmp_path / "waits.deb")])
+    run(["timeout", "--kill-after=1", "2", "dpkg", "--configure", "hangs"])
+    assert list(journal.iterdir()), "what apt refuses to work beside"
+    assert node.broken() == {"hangs": "half-configured", "waits": "unpacked"}
+    node.end_interrupted(["hangs"])
+    assert list(journal.iterdir()) == []
+    assert node.broken() == {"hangs": "half-configured"}
 
 
 def there(process: int) -> bool:
