@@ -3,7 +3,7 @@
     python tools/aws_previews.py [FLEET...]
 
 The preview is of an empty stack on an emulated account. What differs from run to run is left out: times, ids, URNs of
-providers. What is known only once it is made is named by what it is of. tests/emulated_aws/test_previews.py compares.
+providers. What is known only once it is made is named by what it is of. tests/emulated_aws/test_each_fleet.py compares.
 """
 
 from __future__ import annotations

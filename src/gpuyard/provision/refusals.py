@@ -250,7 +250,9 @@ def close_pools_apart(fleet: Fleet, stack: str, zone_of_node: dict[str, str]) ->
             fewest = min(zones.values(), key=len)
             have = ", ".join(f"{len(names)} in {zone}" for zone, names in sorted(zones.items()))
             give_up = consent(stack, [machine_urn(stack, name) for name in fewest])
-            change = f"take {', '.join(fewest)} away: `{give_up}`, `pulumi destroy --target`, then `pulumi up`"
+            targets = " ".join(f"--target '**::{name}'" for name in fewest)
+            destroy = f"pulumi destroy --stack {stack} {targets}"
+            change = f"take {', '.join(fewest)} away: `{give_up}`, `{destroy}`, then `pulumi up --stack {stack}`"
             found.append(_red("AWS-POOL-APART", f"pool {pool.name}", have, "all in one zone", change, "docs/aws.md"))
     return found
 
