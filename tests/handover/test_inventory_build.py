@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,6 +22,7 @@ def test_groups_come_from_roles_and_pools(handed: Handed, lock: Lock) -> None:
         "simulated": ["lab-gateway-0", "lab-chat-0", "lab-chat-1", "lab-small-talk-0"],
         "efa_nodes": [],
         "infiniband_nodes": [],
+        "node_notice_nodes": [],
     }
 
 
@@ -164,6 +165,32 @@ def test_the_gateway_knows_every_model_and_who_serves_it(handed: Handed, lock: L
         },
     ]
     assert "nvidia_driver_version" not in found
+
+
+def test_nodes_of_aws_are_asked_by_the_gateways_and_close_before_their_block_ends(handed: Handed, lock: Lock) -> None:
+    def edit(data: Any) -> None:
+        data.update(provider="aws")
+        data["nodes"][1].update(block_ends="2026-12-07T11:30:00Z")
+
+    found = build(handed(edit), lock)
+    assert found.groups["node_notice_nodes"] == found.groups["gpu_nodes"]
+    node = found.hostvars["lab-chat-0"]
+    assert {key: value for key, value in node.items() if key.startswith("node_notice_")} == {
+        "node_notice_gateway_addresses": ["10.77.0.10"],
+        "node_notice_engine_ports": [8000],
+        "node_notice_port": 840,
+        "node_notice_lead_seconds": node["node_gate_drain_seconds"],
+        "node_notice_block_ends": "2026-12-07T11:30:00Z",
+    }
+    assert found.hostvars["lab-chat-1"]["node_notice_block_ends"] == ""
+    [big, _] = cast("list[dict[str, Any]]", found.hostvars["lab-gateway-0"]["gateway_models"])
+    assert [server["notice_port"] for server in big["servers"]] == [840, 840]
+
+
+def test_a_node_in_a_zone_fails_with_it_and_one_in_none_is_left_to_the_operator(handed: Handed, lock: Lock) -> None:
+    found = build(handed(lambda data: data["nodes"][1].update(zone="us-east-1a")), lock).hostvars
+    assert found["lab-chat-0"]["failure_domain"] == "us-east-1a"
+    assert "failure_domain" not in found["lab-chat-1"], "it would stand above what is said in group_vars"
 
 
 def test_a_repository_signed_with_another_key_than_the_locked_one_is_refused(handed: Handed, lock: Lock) -> None:

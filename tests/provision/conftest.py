@@ -14,6 +14,11 @@ from gpuyard.spec.loader import load_fleet
 FLEETS = Path(__file__).parents[2] / "fleets"
 NAMES = sorted(path.stem for path in FLEETS.glob("aws-*.yaml") if not path.stem.endswith(".lock"))
 MACHINES = Machines.known()
+BLOCK = "reservation: cr-0123456789abcdef0, block_ends: 2026-12-07T11:30:00Z"
+IN_A_BLOCK = (
+    ("purchase: on-demand", "purchase: capacity-block"),
+    ("zones: [us-east-1a]}", f"zones: [us-east-1a], {BLOCK}}}"),
+)
 
 
 def fleet_of(name: str) -> Fleet:

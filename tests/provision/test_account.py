@@ -23,7 +23,7 @@ from gpuyard.provision.account import (
 )
 from gpuyard.provision.aws import wanted
 from gpuyard.spec.fleet import Fleet
-from tests.provision.conftest import MACHINES, NAMES, fleet_of
+from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
 
 Changed = Callable[..., Fleet]
 QUOTAS = load_quotas()
@@ -132,11 +132,7 @@ def test_spot_counts_in_its_own_quota_and_a_block_in_none(changed: Changed) -> N
     mixed = fleet_of("aws-mixed")
     low = replace(good(mixed), quotas={**PLENTY, "L-7212CCBC": 100})
     assert [finding.need for finding in judged(mixed, low)] == ["384: 4 x p4d.24xlarge of 96"]
-    block = changed(
-        "aws-p5en",
-        ("purchase: on-demand", "purchase: capacity-block"),
-        ("zones: [us-east-1a]}", "zones: [us-east-1a], reservation: cr-0123456789abcdef0}"),
-    )
+    block = changed("aws-p5en", *IN_A_BLOCK)
     assert "L-417A185B" not in asked(block).quotas
     assert judged(block, replace(good(block), quotas={"L-1216C47A": 8})) == []
 

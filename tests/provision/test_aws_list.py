@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from gpuyard.catalog import load_network_cards
+from gpuyard.handover.aws import Made, handover_of
 from gpuyard.provision import Json, Ref, Wanted
 from gpuyard.provision.aws import wanted
 from gpuyard.provision.cards import layout
 from gpuyard.provision.placement import Refusal, places, usable
+from gpuyard.spec.aws import NOTICE_PORT
 from gpuyard.spec.fleet import Fleet
-from tests.provision.conftest import MACHINES, NAMES, fleet_of
+from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
 
 Changed = Callable[..., Fleet]
 
@@ -169,17 +171,36 @@ def test_gateways_stand_in_two_zones_behind_one_address() -> None:
     assert len(of_kind(items, "lb.TargetGroupAttachment")) == 2
 
 
+def test_gateways_may_ask_a_node_whether_it_goes_on() -> None:
+    group = next(item for item in every("aws-p5en") if item.name == "serving-group").inputs
+    opened = [{"protocol": "tcp", "from_port": port, "to_port": port, "self": True} for port in (NOTICE_PORT, 8000)]
+    assert group["ingress"] == group["egress"] == opened
+
+
+def test_a_node_in_a_capacity_block_is_handed_over_with_its_end(changed: Changed) -> None:
+    def ends(fleet: Fleet) -> set[tuple[str, str | None]]:
+        machines = [item for item in wanted(fleet, MACHINES) if item.kind == "ec2.Instance"]
+        nodes = {
+            item.name: {"id": f"i-{number:017x}", "address": f"10.60.0.{number + 4}", "zone": "us-east-1a"}
+            for number, item in enumerate(machines)
+        }
+        lustre = {"dns_name": "fs-1.fsx.us-east-1.amazonaws.com", "mount_name": "abcd"}
+        key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
+        made = Made("gateway.example.com", nodes, lustre, {"dns_name": "fs-2.efs.us-east-1.amazonaws.com"})
+        handover = handover_of(fleet, "prod", f"sha256:{'0' * 64}", key, "A" * 40, made)
+        return {(node.role, node.block_ends) for node in handover.nodes}
+
+    assert ends(changed("aws-p5en", *IN_A_BLOCK)) == {("gateway", None), ("gpu", "2026-12-07T11:30:00Z")}
+    assert ends(fleet_of("aws-p5en")) == {("gateway", None), ("gpu", None)}
+
+
 def test_spot_reservation_and_capacity_block_stand_in_the_template(changed: Changed) -> None:
     def template(fleet: Fleet, name: str) -> Any:
         return next(item.inputs for item in wanted(fleet, MACHINES) if item.name == name)
 
     spot = template(fleet_of("aws-mixed"), "old-us-east-1a-template")
     assert spot["instance_market_options"]["market_type"] == "spot"
-    block = changed(
-        "aws-p5en",
-        ("purchase: on-demand", "purchase: capacity-block"),
-        ("zones: [us-east-1a]}", "zones: [us-east-1a], reservation: cr-0123456789abcdef0}"),
-    )
+    block = changed("aws-p5en", *IN_A_BLOCK)
     data = template(block, "large-us-east-1a-template")
     assert data["instance_market_options"] == {"market_type": "capacity-block"}
     target = {"capacity_reservation_id": "cr-0123456789abcdef0"}

@@ -11,7 +11,7 @@ import pytest
 from gpuyard.provision.refusals import architecture_of, close_pools_apart, refusals
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
-from tests.provision.conftest import MACHINES, NAMES, fleet_of
+from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
 
 Changed = Callable[..., Fleet]
 PROJECT = Path(__file__).parents[2]
@@ -188,6 +188,16 @@ SPEC = {
         ("purchase: on-demand", "purchase: capacity-block"),
         "SPEC-AWS-RESERVATION",
     ),
+    "an end of a Capacity Block that is none": (
+        "aws-mixed",
+        ("{zones: [us-east-1a, us-east-1b]}\n  - name: new", "{block_ends: 2026-12-07T11:30:00Z}\n  - name: new"),
+        "SPEC-AWS-BLOCK-END",
+    ),
+    "an end that is no time": (
+        "aws-p5en",
+        ("zones: [us-east-1a]}", "zones: [us-east-1a], block_ends: next monday}"),
+        "SPEC-VALUE",
+    ),
     "a spot machine in a reservation": (
         "aws-mixed",
         ("{zones: [us-east-1a, us-east-1b]}\n  - name: new", "{reservation: cr-0123456789abcdef0}\n  - name: new"),
@@ -205,6 +215,13 @@ def test_a_spec_that_contradicts_itself_is_refused(
     with pytest.raises(RefusedError) as refused:
         changed(name, change)
     assert refused.value.rule == rule
+
+
+def test_a_capacity_block_comes_with_its_end(changed: Changed) -> None:
+    bought = ("purchase: on-demand", "purchase: capacity-block")
+    with pytest.raises(RefusedError, match="SPEC-AWS-BLOCK-END"):
+        changed("aws-p5en", bought, ("zones: [us-east-1a]}", "reservation: cr-0123456789abcdef0}"))
+    assert refusals(changed("aws-p5en", *IN_A_BLOCK), MACHINES) == []
 
 
 def test_a_fleet_that_says_nothing_of_aws_can_be_planned_not_made() -> None:

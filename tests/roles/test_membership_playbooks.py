@@ -124,6 +124,7 @@ class Fleet:
             "node_gate_backends": ["model_m"],
             "node_gate_seats": {"model_m": 10},
             "node_gate_helpers": str(self.folder),
+            "node_gate_notice": str(self.folder / "notice.json"),
             "known": dict.fromkeys(there or NODES, "UP") | {k: v for k, v in self.stands().items() if v != "UP"},
         }
         variables["known"] = {name: status for name, status in variables["known"].items() if name in chat["hosts"]}
@@ -211,6 +212,17 @@ def test_a_break_in_the_middle_of_bringing_in_is_gone_on_with(fleet: Fleet) -> N
     assert fleet.play(*REPLACE).rc == 0
     assert fleet.played() == BROUGHT_IN
     assert set(fleet.stands().values()) == {"UP"}
+
+
+def test_a_machine_that_is_about_to_be_taken_away_is_brought_in_and_left_closed(fleet: Fleet) -> None:
+    assert fleet.play(*REPLACE).rc == 0
+    fleet.machine("new")
+    (fleet.folder / "notice.json").write_text('{"rule": "NOTICE-SPOT"}\n')
+    told = fleet.play(*REPLACE)
+    assert told.rc == 0, told.output
+    assert "GATE-NOTICE: f-chat-1 has closed itself and stays closed" in told.output
+    assert "NOTICE-SPOT" in told.output
+    assert fleet.stands()["f-chat-1"] == "DRAIN"
 
 
 def test_an_exchange_is_refused_before_anything_is_done(fleet: Fleet) -> None:

@@ -18,6 +18,15 @@ PROGRAM = Path(__file__).parents[2] / "roles/node_drift/files/node_drift.py"
 OLD, LOCKED, NEW = "580.105.08", "580.126.20", "590.48.01"
 KERNEL = "6.1.0-41-amd64"
 NAMES = ("libnvidia-ml1", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced")
+NOTICE = json.dumps(
+    {
+        "version": 1,
+        "closed_by": "gpuyard-notice.service",
+        "closed_at": "2026-12-07T10:57:00Z",
+        "rule": "NOTICE-BLOCK",
+        "why": "its Capacity Block ends",
+    }
+)
 EXCLUDED = ("nvidia-", "libnvidia-", "cuda-", "linux-")
 
 
@@ -137,6 +146,13 @@ def test_a_node_that_is_as_it_was_brought_has_not_drifted() -> None:
             "nvidia-fabricmanager.service is failed",
             "systemctl restart",
         ),
+        (
+            {"notice": NOTICE},
+            "DRIFT-NOTICE",
+            "gpuyard-notice.service has closed it at 2026-12-07T10:57:00Z: NOTICE-BLOCK: its Capacity Block ends",
+            "undrain_node.yml --limit NODE",
+        ),
+        ({"notice": "{"}, "DRIFT-NOTICE", "notice.json does not say why", "replace_node.yml"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("DRIFT-") else "",
 )

@@ -25,6 +25,7 @@ VERSION = 1
 PINS = Path("/etc/apt/preferences.d/gpuyard-nvidia-driver.pref")
 DPKG = Path("/var/lib/dpkg/status")
 RESULT = Path("/var/lib/gpuyard/drift.json")
+NOTICE = Path("/var/lib/gpuyard/notice.json")  # as in roles/node_notice
 LOADED = Path("/proc/driver/nvidia/version")
 GRUB = Path("/boot/grub")
 UNITS = Path("/run/systemd/system")
@@ -74,6 +75,8 @@ class Facts(NamedTuple):
     """Whether unattended-upgrades runs by itself."""
     left_out: Iterable[str]
     """Expressions of the packages that it leaves alone."""
+    notice: Optional[str] = None
+    """The note with which this node has closed itself at the gateways."""
 
 
 class Finding(NamedTuple):
@@ -88,7 +91,7 @@ class Finding(NamedTuple):
 
 def judge(facts: Facts) -> list[Finding]:
     """Everything that has drifted."""
-    rules = (lock, hold, installed, loaded, fabric, unattended, reboot, headers)
+    rules = (lock, hold, installed, loaded, fabric, unattended, reboot, headers, closed)
     return [finding for rule in rules for finding in rule(facts)]
 
 
@@ -210,6 +213,21 @@ def headers(facts: Facts) -> Iterable[Finding]:
             f"kernel {facts.kernel} boots next and its headers are not installed",
             "no other driver can be built for it",
             f"apt-get install linux-headers-{facts.kernel}",
+        )
+
+
+def closed(facts: Facts) -> Iterable[Finding]:
+    if facts.notice is not None:
+        try:
+            note = json.loads(facts.notice)
+            found = f"{note['closed_by']} has closed it at {note['closed_at']}: {note['rule']}: {note['why']}"
+        except (ValueError, LookupError, TypeError):
+            found = f"it has closed itself, and {NOTICE} does not say why"
+        yield Finding(
+            "DRIFT-NOTICE",
+            found,
+            "it gets no requests, and nothing opens it by itself",
+            f"{PLAYBOOKS}/operate/replace_node.yml -e node=NODE, or undrain_node.yml --limit NODE once it is over",
         )
 
 
@@ -352,6 +370,7 @@ def gather(asked: Optional[str]) -> Facts:
         fabric_manager=ask("systemctl", "is-active", "nvidia-fabricmanager.service") or "unknown",
         upgrades=upgrades,
         left_out=left,
+        notice=read(NOTICE),
     )
 
 

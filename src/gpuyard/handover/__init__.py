@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from gpuyard.spec.aws import Moment
 from gpuyard.spec.closed import Closed, Digest, FleetName, GpuName, NodeName, PoolName
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Pool
@@ -97,6 +98,8 @@ class Node(Closed):
     """What its provider calls the machine."""
     zone: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] | None = None
     """Failure domain that it stands in."""
+    block_ends: Moment | None = None
+    """When the Capacity Block ends that it runs in."""
     fabric: Fabric | None = None
     """The network to the other GPU nodes, where it is not the host's own."""
 

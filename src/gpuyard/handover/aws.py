@@ -39,7 +39,7 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
     for number in range(fleet.gateway.nodes):
         nodes.append({"name": f"{fleet.name}-gateway-{number}", **place_of(None)})
     for pool in fleet.pools:
-        place = {**place_of(pool), "fabric": fabric_of(pool)}
+        place = {**place_of(pool), "fabric": fabric_of(pool), "block_ends": pool.aws and pool.aws.block_ends}
         nodes += [{"name": f"{fleet.name}-{pool.name}-{number}", **place} for number in range(pool.nodes)]
     for node in nodes:
         told = made.nodes[str(node["name"])]

@@ -12,6 +12,7 @@ from gpuyard.catalog import load_catalog
 from gpuyard.catalog.market import load_market
 from gpuyard.handover import VERSION, Handover, HandoverError, Node, Ssh
 from gpuyard.plan.lock import Lock, LockedModel, LockedPool
+from gpuyard.spec.aws import NOTICE_PORT
 from gpuyard.spec.errors import RefusedError
 
 LAB_PCI_ROOT = "/var/lib/gpuyard-lab/pci"
@@ -35,7 +36,7 @@ def build(handover: Handover, lock: Lock) -> Inventory:
     groups: dict[str, list[str]] = {"gpu_nodes": [], "gateways": []}
     for pool in lock.pools:
         groups[pool_group(pool)] = []
-    groups |= {"simulated": [], "efa_nodes": [], "infiniband_nodes": []}
+    groups |= {"simulated": [], "efa_nodes": [], "infiniband_nodes": [], "node_notice_nodes": []}
     hostvars: dict[str, dict[str, object]] = {}
     for node in handover.nodes:
         groups["gpu_nodes" if node.role == "gpu" else "gateways"].append(node.name)
@@ -45,6 +46,8 @@ def build(handover: Handover, lock: Lock) -> Inventory:
             groups["simulated"].append(node.name)
         if node.fabric is not None:
             groups[f"{node.fabric.kind}_nodes"].append(node.name)
+        if node.role == "gpu" and _is_told(handover):
+            groups["node_notice_nodes"].append(node.name)
         own = _gpu_vars(node, handover, lock) if node.role == "gpu" else _gateway_vars(handover, lock)
         hostvars[node.name] = {**_node_vars(node, handover), **own}
     return Inventory(groups, hostvars)
@@ -103,6 +106,11 @@ def _refuse_what_does_not_fit(handover: Handover, lock: Lock) -> None:
             found = f"model {model.name} is served by pool {model.pool}"
             why = "the stack has no node of that pool"
             raise InventoryError("INV-POOL-EMPTY", found, why, f"run `pulumi up -s {lock.fleet}`")
+
+
+def _is_told(handover: Handover) -> bool:
+    """Whether the fleet's machines are told before their provider takes them away."""
+    return handover.provider == "aws"
 
 
 def _node_vars(node: Node, handover: Handover) -> dict[str, object]:
@@ -188,6 +196,16 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
         "node_gate_drain_seconds": max((model.drain_seconds for model in models), default=60) + 60,
     }
     parts = [{"nccl": lock.engines[name].nccl, "cuda": lock.engines[name].cuda} for name in engines]
+    if node.zone:
+        found["failure_domain"] = node.zone  # what an upgrade's batch is kept within
+    if _is_told(handover):
+        found |= {
+            "node_notice_gateway_addresses": [gateway.address for gateway in gateways],
+            "node_notice_engine_ports": sorted({model.port for model in models}),
+            "node_notice_port": NOTICE_PORT,
+            "node_notice_lead_seconds": found["node_gate_drain_seconds"],
+            "node_notice_block_ends": node.block_ends or "",
+        }
     found |= _fabric_vars(node, pool, [{key: value for key, value in part.items() if value} for part in parts])
     if node.simulated:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
@@ -256,6 +274,7 @@ def _served(model: LockedModel, lock: Lock) -> dict[str, object]:
 
 
 def _gateway_vars(handover: Handover, lock: Lock) -> dict[str, object]:
+    asked = {"notice_port": NOTICE_PORT} if _is_told(handover) else {}
     return {
         # Ansible calls a node unreachable whose gateway does not answer, and such a node's play ends where it stands. A
         # gateway that reboots is waited for: 0, 1, 3, 7, 15 and 30 s, and 10 s for each try. What it is asked for by
@@ -268,7 +287,7 @@ def _gateway_vars(handover: Handover, lock: Lock) -> dict[str, object]:
                 "name": model.name,
                 "backend": backend(model.name),
                 "servers": [
-                    {"name": node.name, "address": node.address, "port": model.port}
+                    {"name": node.name, "address": node.address, "port": model.port, **asked}
                     for node in handover.nodes
                     if node.pool == model.pool
                 ],

@@ -16,7 +16,7 @@ from gpuyard.provision.cards import efa_cards, layout
 from gpuyard.provision.placement import Refusal, needs_group, places, usable, zones_of
 from gpuyard.provision.refusals import Machines
 from gpuyard.provision.storage import storage
-from gpuyard.spec.aws import GATEWAY_ROOT_GIB, Aws, PoolAws
+from gpuyard.spec.aws import GATEWAY_ROOT_GIB, NOTICE_PORT, Aws, PoolAws
 from gpuyard.spec.fleet import Fleet, Pool
 
 _ANYWHERE = "0.0.0.0/0"
@@ -120,7 +120,8 @@ def _groups(fleet: Fleet, aws: Aws) -> Iterator[Wanted]:
 
     port = fleet.gateway.port
     yield peers("edge", "load balancer and gateways", [(port, port)])
-    yield peers("serving", "gateways and GPU nodes", [(p, p) for p in sorted({m.port for m in fleet.models})])
+    ports = sorted({NOTICE_PORT, *(model.port for model in fleet.models)})
+    yield peers("serving", "gateways and GPU nodes", [(port, port) for port in ports])
     if any(pool.efa for pool in fleet.pools):
         # EFA asks for a group whose peer is itself, both ways; an open way out is not enough for it.
         yield peers("fabric", "EFA among GPU nodes", [(0, 0)], "-1")

@@ -22,6 +22,10 @@ RouteTableId = Annotated[str, Field(pattern=r"^rtb-[0-9a-f]{8,17}$")]
 GATEWAY_ROOT_GIB = 30
 """Size of a gateway's root volume, in GiB: it holds a system and logs."""
 
+NOTICE_PORT = 840
+"""Where a GPU node tells the gateways whether it goes on. Below 1024: no engine can take it."""
+
+Moment = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 ReservationId = Annotated[str, Field(pattern=r"^cr-[0-9a-f]{8,17}$")]
 
 
@@ -143,5 +147,7 @@ class PoolAws(Closed):
     """Whether the nodes stand close together, in one zone; left out, where the pool has EFA and no Capacity Block."""
     reservation: ReservationId | None = None
     """The capacity reservation that the nodes run in; with purchase capacity-block, the block's."""
+    block_ends: Moment | None = None
+    """When the Capacity Block ends, as EC2 tells it, e.g. 2026-12-07T11:30:00Z. Nodes close before that."""
     root_gib: Annotated[int, Field(ge=30, le=16384)] = 200
     """Size of the root volume, in GiB."""

@@ -240,6 +240,12 @@ def _placement_goes_with_the_purchase(root: dict[str, object]) -> Iterator[Broke
             yield Broken("SPEC-AWS-PLACEMENT", (*path, "placement_group"), "true with a Capacity Block", allowed)
         if purchase == "capacity-block" and root.get("aws") is not None and aws.get("reservation") is None:
             yield Broken("SPEC-AWS-RESERVATION", path, "no reservation", "reservation: the id of the Capacity Block")
+        if purchase == "capacity-block" and root.get("aws") is not None and aws.get("block_ends") is None:
+            allowed = "block_ends: its end, as `aws ec2 describe-capacity-reservations` tells it"
+            yield Broken("SPEC-AWS-BLOCK-END", path, "no end of the Capacity Block", allowed)
+        if purchase != "capacity-block" and aws.get("block_ends") is not None:
+            allowed = "left out: only what is bought as a capacity-block ends with one"
+            yield Broken("SPEC-AWS-BLOCK-END", (*path, "block_ends"), str(aws["block_ends"]), allowed)
         if purchase == "spot" and aws.get("reservation") is not None:
             allowed = "left out: a spot machine runs in no reservation"
             yield Broken("SPEC-AWS-RESERVATION", (*path, "reservation"), str(aws["reservation"]), allowed)
