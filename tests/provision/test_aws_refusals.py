@@ -198,6 +198,11 @@ SPEC = {
         ("zones: [us-east-1a]}", "zones: [us-east-1a], block_ends: next monday}"),
         "SPEC-VALUE",
     ),
+    "an end on a day that no calendar has": (
+        "aws-p5en",
+        ("zones: [us-east-1a]}", "zones: [us-east-1a], block_ends: '2026-02-30T11:30:00Z'}"),
+        "SPEC-VALUE",
+    ),
     "a spot machine in a reservation": (
         "aws-mixed",
         ("{zones: [us-east-1a, us-east-1b]}\n  - name: new", "{reservation: cr-0123456789abcdef0}\n  - name: new"),

@@ -293,6 +293,13 @@ def test_the_end_of_a_block_is_known_where_nobody_answers(node: Node) -> None:
     assert "ConnectionRefusedError" in found.unread[0]
 
 
+def test_an_end_of_a_block_that_is_no_time_hides_no_other_notice(node: Node) -> None:
+    node.imds.says(SPOT, spot())
+    found = node.seen(block_ends="2026-02-30T11:30:00Z")
+    assert [one.rule for one in found.notices] == ["NOTICE-SPOT"]
+    assert found.unread == ["the end of the Capacity Block is '2026-02-30T11:30:00Z', which is no time"]
+
+
 def test_a_node_whose_disk_takes_no_note_closes_all_the_same(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.note.parent.write_text("not a folder")
     node.imds.says(SPOT, spot())

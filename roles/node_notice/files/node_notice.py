@@ -172,15 +172,21 @@ def broken_off(connection: http.client.HTTPConnection) -> None:
 
 def seen(settings: Settings) -> Seen:
     """What is announced now. The end of a block is known without anybody's answer."""
-    notices, unread = block_notice(settings.block_ends), []
+    notices: list[Notice] = []
+    unread: list[str] = []
     until = time.monotonic() + settings.patience
+    try:
+        notices += block_notice(settings.block_ends)
+    except ValueError:
+        # What else is announced is heard all the same.
+        unread.append(f"the end of the Capacity Block is {settings.block_ends!r}, which is no time")
     try:
         lasts = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
         status, token = asked("PUT", settings.imds, "/latest/api/token", lasts, until)
         if status != http.client.OK:
             raise Unread(f"a token was refused with {status}")
     except Unread as error:
-        return Seen(notices, [str(error)])
+        return Seen(notices, [*unread, str(error)])
     for path in (SPOT, MAINTENANCE, REBALANCE):
         try:
             named = {"X-aws-ec2-metadata-token": token.strip()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gpuyard.spec.closed import Closed
 
@@ -25,7 +26,17 @@ GATEWAY_ROOT_GIB = 30
 NOTICE_PORT = 840
 """Where a GPU node tells the gateways whether it goes on. Below 1024: no engine can take it."""
 
-Moment = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+
+def _in_the_calendar(moment: str) -> str:
+    datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S%z")
+    return moment
+
+
+Moment = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
+    AfterValidator(_in_the_calendar),
+]
 ReservationId = Annotated[str, Field(pattern=r"^cr-[0-9a-f]{8,17}$")]
 
 
