@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -401,3 +403,33 @@ def test_the_stand_in_gives_nothing_without_its_token(node: Node) -> None:
     connection = http.client.HTTPConnection(node.imds.uri.removeprefix("http://"), timeout=5)
     connection.request("GET", f"/latest/meta-data/{SPOT}")
     assert connection.getresponse().status == 401
+
+
+def test_a_node_that_never_closes_itself_has_nothing_to_forget(tmp_path: Path) -> None:
+    """undrain_node.yml asks each node, also one in the lab and one that is somebody's own."""
+    role = {"name": "gpuyard.fleet.node_notice", "tasks_from": "release"}
+    play = {
+        "name": "Forget",
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [{"name": "Forget", "ansible.builtin.include_role": role}],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "--inventory=localhost,",
+            f"--extra-vars=__node_notice_program={tmp_path}/nothing",
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
+            tmp_path / "play.yml",
+        ],
+        cwd=PROGRAM.parents[3],
+        env={**os.environ, "ANSIBLE_CONFIG": str(PROGRAM.parents[3] / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed=0" in done.stdout
