@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible_collections.gpuyard.fleet.plugins.filter.upgrade import models_of, pool_of, seen, serving_of
+from ansible_collections.gpuyard.fleet.plugins.filter.upgrade import is_up, models_of, pool_of, seen, serving_of
 
 from gpuyard.handover.inventory import pool_group
 from gpuyard.provision.protection import consent, machine_urn
@@ -67,7 +67,7 @@ def nodes_may_leave(
             name=name,
             pool=pool_of(hostvars[name]),
             state=NOT_BEGUN[0],
-            serves=any(row["status"].startswith("UP") for row in seen(name, hostvars[name])),
+            serves=any(is_up(row) for row in seen(name, hostvars[name])),
         )
         for name in names
     ]

@@ -514,8 +514,10 @@ def make_present(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
     packages = params["packages"]
     kept = Kept(Path(params["kept"])) if params["kept"] else None
     concerned = [*packages, *params["replaces"]]
-    interrupted = end_interrupted(node, check, packages, node.installed(concerned))
     before = node.installed(concerned)
+    interrupted = end_interrupted(node, check, packages, before)
+    if interrupted:
+        before = node.installed(concerned)
     install, hold = wanted_state(packages, before)
     arriving = {name: packages[name] for name in install}
     going = sorted(name for name in before if name not in packages)
@@ -621,8 +623,10 @@ def make_fetched(node: Node, params: dict[str, Any], check: bool) -> dict[str, A
 
 def make_absent(node: Node, params: dict[str, Any], check: bool) -> dict[str, Any]:
     names = list(params["packages"])
-    interrupted = end_interrupted(node, check, {}, node.installed(names))
     before = node.installed(names)
+    interrupted = end_interrupted(node, check, {}, before)
+    if interrupted:
+        before = node.installed(names)
     if interrupted and not check:
         refuse_broken(node, list(before))
     if before:

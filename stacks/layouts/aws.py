@@ -14,7 +14,7 @@ import pulumi_aws as aws
 from gpuyard.catalog import load_catalog, load_quotas
 from gpuyard.handover.aws import Made, handover_of
 from gpuyard.plan.names import repository
-from gpuyard.provision import Wanted
+from gpuyard.provision import Wanted, name_in
 from gpuyard.provision.account import findings, questions, to_make
 from gpuyard.provision.aws import instance_of, next_zone, wanted
 from gpuyard.provision.interrupted import begun
@@ -53,9 +53,7 @@ class AwsFleet(pulumi.ComponentResource):
         state = deployment()
         for finding in given_up(items, fleet.name, stack, state):
             raise finding.refusal()
-        new = to_make(
-            items, fleet.name, frozenset(row["urn"].rsplit("::", 1)[1] for row in state.get("resources") or ())
-        )
+        new = to_make(items, fleet.name, frozenset(name_in(row["urn"]) for row in state.get("resources") or ()))
         told = answers(questions(fleet, new, load_quotas()), provider)
         for finding in findings(fleet, items, new, told, load_quotas()):
             raise finding.refusal()

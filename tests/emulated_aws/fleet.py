@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpuyard.provision import name_in
 from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
 from tests.emulated_aws.account import Account
@@ -71,7 +72,7 @@ class EmulatedFleet(Stack):
 
     def give_up(self, *names: str) -> None:
         """Consent to the loss of these; without names, of the whole fleet."""
-        urns = [row["urn"] for row in self.state() if row["urn"].rsplit("::", 1)[1] in names]
+        urns = [row["urn"] for row in self.state() if name_in(row["urn"]) in names]
         assert len(urns) == len(names), names
         self.done("state", "unprotect", "--yes", *(urns or ["--all"]))
 

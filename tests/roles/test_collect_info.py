@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import stat
 import tarfile
@@ -11,18 +10,14 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "roles/node_health/files/collect_info.py"
+from tests.programs import program
+
 SECRET = "k3yOfTheEnginesThatNobodyMayRead"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("collect_info", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("node_health/files/collect_info.py")
 
 
 @pytest.mark.parametrize(

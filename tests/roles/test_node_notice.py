@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import os
 import socket
@@ -13,27 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests import programs
 from tests.imds import MAINTENANCE, REBALANCE, SPOT, Imds
 
-PROGRAM = Path(__file__).parents[2] / "roles/node_notice/files/node_notice.py"
+PROJECT = Path(__file__).parents[2]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("node_notice", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-program = load()
+program = programs.program("node_notice/files/node_notice.py")
 
 NOW = 1_800_000_000.0
 LEAD = 180.0
@@ -424,8 +413,8 @@ def test_a_node_that_never_closes_itself_has_nothing_to_forget(tmp_path: Path) -
             f"--extra-vars=ansible_python_interpreter={sys.executable}",
             tmp_path / "play.yml",
         ],
-        cwd=PROGRAM.parents[3],
-        env={**os.environ, "ANSIBLE_CONFIG": str(PROGRAM.parents[3] / "ansible.cfg")},
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
         capture_output=True,
         text=True,
         check=False,

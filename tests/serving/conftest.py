@@ -1,17 +1,15 @@
-"""What tests of serving share: programs of the roles as modules, a stored model, a store, rendered templates."""
+"""What tests of serving share: a stored model, a store, rendered templates."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import http.server
-import importlib.util
 import json
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,17 +24,6 @@ PROJECT = Path(__file__).parents[2]
 # On a node, Ansible packs a module with what it imports under this name. Here nothing is packed, so the name is given.
 for _module in (plugins.module_utils.engine_inputs, plugins.module_utils.model_verify):
     sys.modules[f"ansible_collections.gpuyard.fleet.{_module.__name__}"] = _module
-
-
-def program(path: str) -> ModuleType:
-    """A program that a role carries to a node, as a module."""
-    file = PROJECT / "roles" / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 MODEL_FILES = {

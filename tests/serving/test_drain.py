@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import program
+from tests.programs import program
+from tests.serving.conftest import PROJECT
 from tests.serving.test_gateway import USER_KEY, FakeEngine, Gateway, needs_haproxy, question, within
-
-PROJECT = Path(__file__).parents[2]
 
 gateway_state = program("gateway/files/gateway_state.py")
 

@@ -17,7 +17,8 @@ import pytest
 
 from plugins.module_utils import engine_inputs
 from plugins.modules import engine_units
-from tests.serving.conftest import PROJECT, program
+from tests.programs import program
+from tests.serving.conftest import PROJECT
 
 gpu_holders = program("vllm_server/files/gpu_holders.py")
 engine_ready = program("vllm_server/files/engine_ready.py")

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import program, render
+from tests.programs import program
+from tests.serving.conftest import render
 
 gateway_state = program("gateway/files/gateway_state.py")
 

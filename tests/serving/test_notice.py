@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.imds import MAINTENANCE, REBALANCE, SPOT, Imds
-from tests.serving.conftest import program
+from tests.programs import program
 from tests.serving.test_drain import Client, drain, stream_on_node_0
 from tests.serving.test_gateway import FakeEngine, Gateway, free_port, needs_haproxy, within
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from gpuyard.health import driver_version
 from plugins.module_utils import node_upgrade
+from tests import programs
 
-PROGRAM = Path(__file__).parents[2] / "roles/node_drift/files/node_drift.py"
 OLD, LOCKED, NEW = "580.105.08", "580.126.20", "590.48.01"
 KERNEL = "6.1.0-41-amd64"
 NAMES = ("libnvidia-ml1", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced")
@@ -30,17 +27,7 @@ NOTICE = json.dumps(
 EXCLUDED = ("nvidia-", "libnvidia-", "cuda-", "linux-")
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("node_drift", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-drift = load()
+drift = programs.program("node_drift/files/node_drift.py")
 
 
 def facts(**change: Any) -> Any:

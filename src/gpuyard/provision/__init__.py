@@ -44,3 +44,8 @@ class Wanted:
 def resource_name(item: Wanted, fleet: str) -> str:
     """What the thing is called in the engine's state: a node by its name, which no other fleet has."""
     return item.name if item.node else f"{fleet}-{item.name}"
+
+
+def name_in(urn: str) -> str:
+    """What the engine's state calls the thing of a URN, as `resource_name` does."""
+    return urn.rsplit("::", 1)[1]

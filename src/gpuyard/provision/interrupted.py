@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpuyard.provision import Wanted, resource_name
+from gpuyard.provision import Wanted, name_in, resource_name
 from gpuyard.spec.errors import RefusedError
 
 How = Literal["tags", "instances", "nat", "role", "profile", "budget", "bucket", "association", "target", "again"]
@@ -77,7 +77,7 @@ def begun(items: Sequence[Wanted], fleet: str, deployment: Mapping[str, Any]) ->
     found: dict[str, Begun] = {}
     for operation in deployment.get("pending_operations") or ():
         row = operation["resource"]
-        name = row["urn"].rsplit("::", 1)[1]
+        name = name_in(row["urn"])
         # A create that was gone on with stays in the state's list until `pulumi refresh --clear-pending-creates`.
         if operation["type"] == "creating" and row["urn"] not in there and name in by_name:
             found[name] = Begun(by_name[name], row.get("inputs") or {})

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuyard.plan.judge import Finding
-from gpuyard.provision import Wanted, resource_name
+from gpuyard.provision import Wanted, name_in, resource_name
 
 _MACHINE = "aws:ec2/instance:Instance"
 
@@ -33,14 +33,14 @@ def given_up(items: Sequence[Wanted], fleet: str, stack: str, deployment: Mappin
     """
     asked = {resource_name(item, fleet) for item in items}
     rows = [row for row in deployment.get("resources") or () if row.get("protect") and not row.get("delete")]
-    gone = {row["urn"]: row["type"] for row in rows if row["urn"].rsplit("::", 1)[1] not in asked}
+    gone = [row for row in rows if name_in(row["urn"]) not in asked]
     if not gone:
         return []
-    names = {urn: urn.rsplit("::", 1)[1] for urn in gone}
-    nodes = [names[urn] for urn, kind in gone.items() if kind == _MACHINE]
-    drain = [node for node in nodes if not node.startswith(f"{fleet}-gateway-")]
+    machines = [name_in(row["urn"]) for row in gone if row["type"] == _MACHINE]
+    drain = [name for name in machines if not name.startswith(f"{fleet}-gateway-")]
     first = f"drain {', '.join(drain)} (playbooks/operate/scale.yml), then " if drain else ""
-    change = f"ask for it again, or {first}give it up by name: `{consent(stack, list(gone))}`"
-    have = f"{', '.join(names.values())}, which the spec asks for no longer"
+    line = consent(stack, [row["urn"] for row in gone])
+    change = f"ask for it again, or {first}give it up by name: `{line}`"
+    have = f"{', '.join(name_in(row['urn']) for row in gone)}, which the spec asks for no longer"
     need = "what is deleted is lost with what is on it, and scarce machines may not be had again"
     return [Finding("AWS-PROTECTED", "red", f"stack {stack}", have, need, change, "docs/aws.md", verified=True)]
