@@ -2,7 +2,8 @@
 
     python tools/aws_kills.py [--kills 5] [--seed N] [--fleet aws-p5en]
 
-Killed in turn: the first `up` of a fleet, one that adds two nodes, one that takes three away. The whole process group
+Killed in turn: the first `up` of a fleet, one that adds two nodes, one that takes three away. The account takes its time
+before and after it makes something, as AWS does, so that most kills fall into an operation. The whole process group
 goes with SIGKILL, what AWS was asked for meanwhile is made all the same. After `pulumi cancel` the next `up` has to
 come to its end, the account has to hold just what is asked for and what the state knows, and a third `up` has nothing
 to do. The last line has the figures as name=value. Exit code 1 if anything was orphaned, doubled, lost or changed.
@@ -23,6 +24,11 @@ from tests.emulated_aws.fleet import EmulatedFleet, emulated_fleet, moto_server,
 from tests.emulated_aws.readback import Readback, astray
 
 ACTS = ("new", "grow", "shrink")
+SLOW = [
+    {"act": act, "type": "", "seconds": seconds, "times": 10**9}
+    for act, seconds in (("create", 0.3), ("created", 0.7), ("delete", 0.5))
+]
+"""How long the account takes over what. Made before it answers for longer than not: that is what can be lost."""
 
 
 class Patient:
@@ -38,6 +44,7 @@ class Patient:
             reset(self.endpoint)
             self.number += 1
             self.fleet = emulated_fleet(self.folder / str(self.number), self.name, self.endpoint)
+            self.fleet.faults(*SLOW)
             self.pool = self.fleet.spec().pools[0]
             return
         self.fleet.resize(self.pool.name, self.pool.nodes + (2 if act == "grow" else -1))
