@@ -2,11 +2,12 @@
 
     python tools/aws_kills.py [--kills 5] [--seed N] [--fleet aws-p5en]
 
-Killed in turn: the first `up` of a fleet, one that adds two nodes, one that takes three away. The account takes its time
-before and after it makes something, as AWS does, so that most kills fall into an operation. The whole process group
-goes with SIGKILL, what AWS was asked for meanwhile is made all the same. After `pulumi cancel` the next `up` has to
-come to its end, the account has to hold just what is asked for and what the state knows, and a third `up` has nothing
-to do. The last line has the figures as name=value. Exit code 1 if anything was orphaned, doubled, lost or changed.
+Killed in turn: the first `up` of a fleet, one that adds two nodes, one that takes three away. The account takes its
+time before and after it makes something, as AWS does, so that most kills fall into an operation. The whole process
+group goes with SIGKILL, what AWS was asked for meanwhile is made all the same. After `pulumi cancel` the next `up` has
+to come to its end, the account has to hold just what is asked for and what the state knows, and a third `up` has
+nothing to do. The last line has the figures as name=value. Exit code 1 if anything was orphaned, doubled, lost or
+changed.
 """
 
 from __future__ import annotations
