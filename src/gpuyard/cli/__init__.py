@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from gpuyard.cli import drift, fit, guard, hosts, plan, rehearse, sizing
-from gpuyard.cli.bench import app as bench_app
-from gpuyard.cli.faults import app as lab_app  # the lab's commands and those that break it
 from gpuyard.cli.refusals import tell
-from gpuyard.cli.upgrade import app as upgrade_app
-from gpuyard.cli.upgrade import runs_app
-from gpuyard.cli.vm import app as vm_app
-from gpuyard.cli.write import write
 from gpuyard.spec.errors import RefusedError
-from gpuyard.spec.schema import fleet_schema_text
+
+MODULES: Mapping[str, Sequence[str]] = {
+    "plan": ("check", "lock", "sbom", "compat", "explain", "gpus", "drivers", "engines"),
+    "sizing": ("plan",),
+    "drift": ("drift",),
+    "hosts": ("hosts",),
+    "guard": ("guard",),
+    "rehearse": ("rehearse",),
+    "fit": ("fit",),
+    "schema": ("schema",),
+    "faults": ("lab",),  # the lab's commands and those that break it
+    "bench": ("bench",),
+    "upgrade": ("upgrade", "runs"),
+}
+"""The modules of this package, and the commands that `register` of each adds, as they are listed."""
+
+
+class Commands(TyperGroup):
+    """Each command's module is imported when the command is asked for: all of them take a second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+        return [name for names in MODULES.values() for name in names]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        # One that is unknown is held against all others, for one that was meant.
+        for module in [module for module, names in MODULES.items() if cmd_name in names] or MODULES:
+            registered = typer.Typer()
+            import_module(f"gpuyard.cli.{module}").register(registered)
+            self.commands.update(typer.main.get_group(registered).commands)
+        return self.commands.get(cmd_name)
+
 
 app = typer.Typer(
-    name="gpuyard",
-    help="Run your own LLMs on your own GPU machines.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    name="gpuyard", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
-plan.register(app)
-sizing.register(app)
-drift.register(app)
-hosts.register(app)
-guard.register(app)
-rehearse.register(app)
-fit.register(app)
-lab_app.add_typer(vm_app)
-app.add_typer(lab_app)
-app.add_typer(bench_app)
-app.add_typer(upgrade_app)
-app.add_typer(runs_app)
+
+@app.callback()
+def gpuyard() -> None:
+    """Run your own LLMs on your own GPU machines."""
 
 
 def main() -> None:
@@ -46,20 +59,3 @@ def main() -> None:
         app()
     except RefusedError as refused:
         sys.exit(tell(refused, as_json=False))
-
-
-@app.command()
-def schema(
-    document: Annotated[
-        Literal["fleet", "plan"], typer.Argument(help="A fleet's spec, or what `gpuyard plan --json` prints.")
-    ] = "fleet",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schema to this file.")] = None,
-) -> None:
-    """Print the JSON Schema of a fleet's spec, for editors, or of a plan."""
-    from gpuyard.plan.sizing.plan import plan_schema_text  # as slow to import as the command `plan`
-
-    text = fleet_schema_text() if document == "fleet" else plan_schema_text()
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write(output, text)

@@ -26,6 +26,10 @@ TOLD = 10
 app = typer.Typer(name="bench", help="Load, and what becomes of every request.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    root.add_typer(app)
+
+
 @app.callback()
 def bench() -> None:
     """Load, and what becomes of every request."""

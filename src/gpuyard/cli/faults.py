@@ -14,12 +14,19 @@ from rich.table import Table
 
 from gpuyard.cli.lab import USAGE, Stack, app, lab_of
 from gpuyard.cli.refusals import refusals_told
+from gpuyard.cli.vm import app as vm_app
 from gpuyard.lab import agent
 from gpuyard.lab.faults.model import Fault
 from gpuyard.lab.faults.table import FAULTS
 
 Node = Annotated[str, typer.Argument(help="The node's name, or `controller`: this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
+
+app.add_typer(vm_app)
+
+
+def register(root: typer.Typer) -> None:
+    root.add_typer(app)
 
 
 @app.command(name="break")

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import typer
 
-from gpuyard.plan.resolve import PlanError
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.loader import SpecError
 
@@ -26,11 +25,11 @@ def refusals_told(as_json: bool = False) -> Generator[None]:
 
 def tell(refused: RefusedError, as_json: bool) -> int:
     """Print a refusal and return its exit code."""
+    findings = [finding.as_dict() for finding in getattr(refused, "findings", ())]
     if as_json and isinstance(refused, SpecError):
-        typer.echo(json.dumps({"findings": [finding.as_dict() for finding in refused.findings]}, indent=2))
+        typer.echo(json.dumps({"findings": findings}, indent=2))
     elif as_json:
         told = {"rule": refused.rule, "found": refused.found, "why": refused.why, "change": refused.change}
-        findings = [finding.as_dict() for finding in refused.findings] if isinstance(refused, PlanError) else []
         typer.echo(json.dumps({"refused": told, "findings": findings}, indent=2))
     else:
         typer.echo(str(refused), err=True)

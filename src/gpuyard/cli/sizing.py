@@ -6,21 +6,30 @@ import json
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from ruamel.yaml import YAML
 
+from gpuyard.catalog import load_catalog, load_instances
+from gpuyard.catalog.market import load_market
+from gpuyard.catalog.memory import load_memory, load_shapes
+from gpuyard.cli.fit_cases import read_rows
+from gpuyard.cli.models import model_shape
 from gpuyard.cli.plan import AsJson, FleetFile, today
 from gpuyard.cli.refusals import FINDINGS, refusals_told
+from gpuyard.cli.sizing_tables import tell
 from gpuyard.cli.write import write
+from gpuyard.plan.memory.shape import Shape
+from gpuyard.plan.sizing.chosen import chosen
+from gpuyard.plan.sizing.givens import Givens
+from gpuyard.plan.sizing.page import html
+from gpuyard.plan.sizing.plan import plan_of
+from gpuyard.plan.sizing.room import CatalogRooms
+from gpuyard.plan.sizing.throughput import Measured
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 from gpuyard.spec.loader import load_fleet
-
-if TYPE_CHECKING:
-    from gpuyard.plan.memory.shape import Shape
-    from gpuyard.plan.sizing.throughput import Measured
 
 
 def register(app: typer.Typer) -> None:
@@ -52,18 +61,6 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Reckon what a fleet needs and costs: memory, network, cold start, power, money; exit 1 if something is red."""
-    # Its many models take longer to import than most of our commands take to run.
-    from gpuyard.catalog import load_catalog, load_instances
-    from gpuyard.catalog.market import load_market
-    from gpuyard.catalog.memory import load_memory, load_shapes
-    from gpuyard.cli.fit_cases import read_rows
-    from gpuyard.cli.sizing_tables import tell
-    from gpuyard.plan.sizing.chosen import chosen
-    from gpuyard.plan.sizing.givens import Givens
-    from gpuyard.plan.sizing.page import html
-    from gpuyard.plan.sizing.plan import plan_of
-    from gpuyard.plan.sizing.room import CatalogRooms
-
     with refusals_told(as_json):
         found = load_fleet(fleet)
         told = dict(_shape_told(word, {model.name for model in found.models}) for word in config or [])
@@ -107,8 +104,6 @@ def _spec_text(fleet: Fleet) -> str:
 
 def _shape_told(word: str, models: set[str]) -> tuple[str, Shape]:
     """A model of the fleet and its shape. Raises RefusedError: PLAN-CONFIG, FIT-CONFIG, FIT-FILES."""
-    from gpuyard.cli.models import model_shape
-
     model, equals, path = word.partition("=")
     change = "say MODEL=PATH, with a name from the fleet's models and a config.json or a directory with one"
     if not equals or not path:
@@ -122,8 +117,6 @@ def _shape_told(word: str, models: set[str]) -> tuple[str, Shape]:
 
 
 def _measured(path: Path, models: set[str]) -> tuple[str, Measured]:
-    from gpuyard.plan.sizing.throughput import Measured
-
     change = "name a file with what `gpuyard bench load --json` printed"
     try:
         told = cast("Mapping[str, Any]", json.loads(path.read_text()))

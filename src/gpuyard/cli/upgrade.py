@@ -34,6 +34,11 @@ TakeOver = Annotated[bool, typer.Option("--take-over", help="Take a rollout from
 AnyRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of the run. Without it, the last.")]
 
 
+def register(root: typer.Typer) -> None:
+    root.add_typer(app)
+    root.add_typer(runs_app)
+
+
 def seconds_given(text: str) -> str:
     match = re.fullmatch(r"([0-9]{1,6})(s|m|h)?", text)
     if not match:
