@@ -14,6 +14,7 @@ from gpuyard.cli.refusals import tell
 from gpuyard.spec.errors import RefusedError
 
 MODULES: Mapping[str, Sequence[str]] = {
+    "init": ("init",),
     "plan": ("check", "lock", "sbom", "compat", "explain", "gpus", "drivers", "engines"),
     "sizing": ("plan",),
     "drift": ("drift",),
