@@ -29,6 +29,8 @@ class Kind:
     """What the account tells of it beside what was asked for."""
     updates: frozenset[str] = frozenset()
     update: Callable[[Account, str, Props], None] = NOTHING
+    seen: Callable[[Account, str, Props], Props] = lambda _, __, inputs: inputs
+    """What was asked for, as the account has it now."""
     later: frozenset[str] = frozenset()
     """Inputs that take another call once it is there: a create that was broken off may have left it without them."""
     known_as: Callable[[Account, str], str] = lambda _, made_id: made_id

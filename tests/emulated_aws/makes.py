@@ -150,6 +150,29 @@ def rules(client: Any, made: str, props: Props) -> None:
             getattr(client, f"authorize_security_group_{way}")(GroupId=made, IpPermissions=asked)
 
 
+def rules_seen(client: Any, made: str, props: Props) -> Props:
+    """What was asked for, and behind it each rule that nobody asked for here."""
+    now = client.describe_security_groups(GroupIds=[made])["SecurityGroups"][0]
+    found = dict(props)
+    for way, key in (("ingress", "IpPermissions"), ("egress", "IpPermissionsEgress")):
+        asked = {(rule["IpProtocol"], rule.get("FromPort")) for rule in permissions(props.get(way, []), made)}
+        others = [rule for rule in now[key] if (rule["IpProtocol"], rule.get("FromPort")) not in asked]
+        if others:
+            found[way] = [
+                *props.get(way, []),
+                *(
+                    {
+                        "protocol": rule["IpProtocol"],
+                        "fromPort": rule.get("FromPort", 0),
+                        "toPort": rule.get("ToPort", 0),
+                        "cidrBlocks": [each["CidrIp"] for each in rule["IpRanges"]],
+                    }
+                    for rule in others
+                ),
+            ]
+    return found
+
+
 # --- machines ----------------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
                 # An import. What takes another call after the making may not have come to that.
                 asked = self.account.asked(request.urn)
                 inputs = {key: value for key, value in asked.items() if key not in kind.later}
+            else:
+                inputs = kind.seen(self.account, request.id, inputs)
             properties = {**plain(request.properties), **inputs, **kind.outputs(self.account, made_id, inputs)}
             return provider_pb2.ReadResponse(id=made_id, properties=struct(properties), inputs=struct(inputs))
 

@@ -103,6 +103,7 @@ ROWS = (
         lambda c, i, p: c.delete_security_group(GroupId=i),
         update=m.rules,
         later=("ingress", "egress"),
+        seen=lambda a, i, p: m.rules_seen(a.client("ec2"), i, p),
     ),
     ec2(
         "VpcEndpoint",

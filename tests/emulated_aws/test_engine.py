@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
+import subprocess
 
 import pytest
 
 from gpuyard.handover import read_handover
 from gpuyard.handover.inventory import build
 from gpuyard.plan.lock import load_lock
+from gpuyard.provision import name_in
 from gpuyard.provision.protection import machine_urn
 from tests.emulated_aws.fleet import EmulatedFleet
 from tests.emulated_aws.readback import Readback, astray
@@ -191,6 +194,38 @@ def test_a_machine_that_a_killed_up_had_made_is_taken_over_and_not_made_twice(p5
     assert f"AWS-TAKEN-OVER: aws-p5en-large-4 is there as {made}" in told
     assert p5en.instances()["aws-p5en-large-4"]["InstanceId"] == made
     assert [*astray(p5en), *Readback(p5en).mismatches()] == []
+
+
+def test_what_somebody_else_took_away_or_changed_is_told_and_an_up_with_refresh_puts_it_back(p5en: EmulatedFleet):
+    assert drift(p5en) == (0, [])
+    ec2 = p5en.account.client("ec2")
+    ec2.terminate_instances(InstanceIds=[p5en.instances()["aws-p5en-large-4"]["InstanceId"]])
+    (clients,) = [row for row in p5en.state() if name_in(row["urn"]) == "aws-p5en-clients-group"]
+    everybody = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    ec2.authorize_security_group_ingress(GroupId=clients["id"], IpPermissions=[everybody])
+    before = p5en.state()
+    code, found = drift(p5en)
+    assert (code, sorted((row["rule"], row["name"], row["found"]) for row in found)) == (
+        1,
+        [
+            ("DRIFT-CHANGED", "aws-p5en-clients-group", "another ingress than `pulumi up` left it with"),
+            ("DRIFT-GONE", "aws-p5en-large-4", "it is in the state and not in the account"),
+        ],
+    )
+    assert p5en.state() == before, "to look changes nothing"
+    p5en.forget()
+    p5en.done("up", "--refresh", "--yes", "--skip-preview")
+    assert {("create", "aws-p5en-large-4"), ("update", "aws-p5en-clients-group")} <= set(p5en.acts())
+    assert drift(p5en) == (0, [])
+    assert [*astray(p5en), *Readback(p5en).mismatches()] == []
+
+
+def drift(fleet: EmulatedFleet) -> tuple[int, list[dict[str, str]]]:
+    """What `gpuyard drift --infrastructure` says of it."""
+    words = ["gpuyard", "drift", "--stack", fleet.name, "--infrastructure", "--json"]
+    asked = subprocess.run(words, cwd=fleet.project, env=fleet.environment, capture_output=True, text=True, check=False)
+    assert asked.returncode in (0, 1), asked.stderr
+    return asked.returncode, json.loads(asked.stdout)["infrastructure"]
 
 
 def test_bad_input_is_refused_before_anything_is_created(p5en: EmulatedFleet):
