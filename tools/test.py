@@ -31,6 +31,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 REPORTS = "GPUYARD_TEST_REPORTS"
 REPORTS_FILE = os.environ.pop(REPORTS, "")
 """Where a process that runs some of the parts beside others writes their reports; what it runs is not told of it."""
+TOLD_LINES = 30
+"""How much of what a scenario printed is told again where it failed."""
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 CHECKS: Mapping[str, Sequence[str]] = {
@@ -157,11 +159,17 @@ def molecule(seconds: int) -> Report:
 
     def passes(name: str, *command: str, least: int = 1) -> bool:
         began = time.monotonic()
-        code = ended(["molecule", *command], max(least, int(deadline - began)))
+        with tempfile.TemporaryFile("w+") as output:
+            code = ended(["molecule", *command], max(least, int(deadline - began)), output=output)
+            output.seek(0)
+            printed = output.read()
+        print(printed, end="", flush=True)
         said.append(f"  {name:<16} {'failed' if code else 'passed'} in {time.monotonic() - began:.1f}s")
         if code:
             report.failed += 1
             report.failures.append(name)
+            # Where a long run is cut to its end, why one failed is told with that it failed.
+            said.extend(f"    {line}" for line in printed.splitlines()[-TOLD_LINES:])
         return code == 0
 
     try:
@@ -222,7 +230,7 @@ PARTS = [
     Part("lint", lint, 1800, beside=True),
     Part("unit", pytest("not engine and not lab and not qemu and not contract and not hardware"), 2400, beside=True),
     Part("engine", pytest("engine and not lab"), 1800, beside=True),
-    Part("lab", pytest("lab and not relock"), 4200, lab_hindrance),
+    Part("lab", pytest("lab and not relock"), 4800, lab_hindrance),
     Part(
         "relock",
         pytest("relock"),

@@ -113,8 +113,9 @@ def rehearsed(parts, monkeypatch, failing):
     """What came of three scenarios, and the last words of each command that was run for them."""
     ran = []
 
-    def ended(command, _seconds):
+    def ended(command, _seconds, output):
         ran.append([word for word in command if not word.startswith("--")][-1])
+        output.write(f"what {ran[-1]} said\n")
         return int(ran[-1] == failing)
 
     monkeypatch.setattr(parts, "ended", ended)
@@ -127,7 +128,10 @@ def test_a_scenario_that_fails_keeps_no_other_from_running_and_is_named(parts, m
     assert (report.passed, report.failed, report.failures) == (2, 1, ["lab_gpu"])
     assert ran == ["destroy", "create", "gateway", "lab_gpu", "node_gate", "destroy"]
     said = capsys.readouterr().out
-    assert re.search(r"^  lab_gpu +failed in", said, re.MULTILINE)
+    # Told where it ran, and again behind what came of it.
+    assert said.count("what lab_gpu said") == 2
+    assert said.count("what gateway said") == 1
+    assert re.search(r"^  lab_gpu +failed in .*\n    what lab_gpu said$", said, re.MULTILINE)
     assert re.search(r"^  node_gate +passed in", said, re.MULTILINE)
 
 

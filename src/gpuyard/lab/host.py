@@ -130,6 +130,9 @@ def proc_stat(pid: int) -> tuple[str, int] | None:
     return fields[0], int(fields[19])
 
 
+PATIENCE_SECONDS = 60
+"""For what takes a moment: a process to begin or to end. Long, since a machine that does much else lets it wait."""
+
 # Writes who it is before it becomes the program, so that a starter killed at any moment leaves no unknown process.
 _BECOME = """
 set -eu
@@ -159,7 +162,7 @@ def start(place: Place, name: str, record: Path, log: Path, command: Sequence[st
         group.mkdir(parents=True, exist_ok=True)
         words = [*words, group]
     run("setsid", "--fork", *words, *command)
-    if not wait_until(record.exists, 10):
+    if not wait_until(record.exists, PATIENCE_SECONDS):
         raise LabError("LAB-START", f"{name} did not start", change=f"see {log}")
     process = Process.recorded(record)
     if process is None:
@@ -173,7 +176,7 @@ def end(place: Place, name: str, record: Path) -> None:
     empty_cgroup(cgroup_of(place, name))
     if process and process.alive:
         os.kill(process.pid, signal.SIGKILL)
-        wait_until(lambda: not process.alive, 10)
+        wait_until(lambda: not process.alive, PATIENCE_SECONDS)
     record.unlink(missing_ok=True)
 
 
@@ -237,7 +240,7 @@ def empty_cgroup(group: Path) -> None:
     if not group.is_dir():
         return
     (group / "cgroup.kill").write_text("1")
-    if not wait_until(lambda: not populated(group), 20):
+    if not wait_until(lambda: not populated(group), PATIENCE_SECONDS):
         raise LabError("LAB-KILL", f"processes in {group} survive SIGKILL", change=f"see {group}/cgroup.procs")
     for folder, _, _ in os.walk(group, topdown=False):
         wait_until(lambda folder=folder: _removed(Path(folder)), 5)

@@ -15,6 +15,7 @@ from typing import Any
 from gpuyard.lab import artefacts, mirror
 from gpuyard.lab.errors import LabError
 from gpuyard.lab.host import (
+    PATIENCE_SECONDS,
     Process,
     drop_empty_cgroups,
     empty_all_cgroups,
@@ -278,7 +279,7 @@ def _serve(place: Place, subnet: str) -> None:
     who, roots = _artefacts(place)
     command = [sys.executable, "-B", "-m", "gpuyard.lab.artefacts", address, who, str(place.views), *roots]
     start(place, _SERVER, record, log, command)
-    if not wait_until(lambda: _answers(place, subnet), 20, 0.1):
+    if not wait_until(lambda: _answers(place, subnet), PATIENCE_SECONDS, 0.1):
         raise LabError("LAB-ARTEFACTS", f"the artefact server does not answer on {address}", change=f"see {log}")
 
 

@@ -23,7 +23,7 @@ from gpuyard.lab.host import (
 from gpuyard.lab.models import NodeSpec, NodeState
 from gpuyard.lab.place import Place, free_address, read_json, write_atomically, write_json
 
-BOOT_SECONDS = 60
+BOOT_SECONDS = 120
 _STUB_RESOLVERS = ("127.0.0.53", "127.0.0.54")
 
 # The kernel's log of a node. The kernel below is not the node's own, so nothing of it reaches the node; but its journal
