@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.emulated_aws import makes as m
 from tests.emulated_aws.account import ACCOUNT, Account
-from tests.emulated_aws.kinds import Kind, Props, alive, ec2, specified, there
+from tests.emulated_aws.kinds import Kind, Props, alive, ec2, specified, tags, there
 
 
 def other(token: str, inputs: str, create: Any, ask: Any, delete: Any, *outputs: Any, **more: Any) -> Kind:
@@ -266,6 +266,8 @@ ROWS = (
         lambda a, i: a.client("efs").describe_file_systems(FileSystemId=i),
         lambda a, i, p: a.client("efs").delete_file_system(FileSystemId=i),
         lambda a, i, p: {"dnsName": f"{i}.efs.{a.region}.amazonaws.com"},
+        updates=frozenset({"tags"}),
+        update=lambda a, i, p: a.client("efs").tag_resource(ResourceId=i, Tags=tags(p)),
     ),
     other(
         "aws:efs/mountTarget:MountTarget",
