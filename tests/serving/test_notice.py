@@ -150,7 +150,8 @@ def test_who_opens_it_while_the_notice_stands_is_contradicted_and_afterwards_is_
     drain(fleet.gateway, "ready")
     within(10, "node-0 to be closed again", lambda: fleet.closed() == ["node-0"])
     fleet.imds.says(SPOT, None)
-    assert node_notice.release(fleet.watch.settings) == 0
+    # Whoever asks by hand waits for the answers: the rounds' short patience is missed on a busy machine.
+    assert node_notice.release(fleet.watch.settings._replace(patience=20)) == 0
     drain(fleet.gateway, "ready")
     fleet.ask_round()
     assert fleet.closed() == []
