@@ -131,6 +131,8 @@ APT_GET = (
     # A question about a changed configuration file would wait for an answer nobody gives.
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
+    # On a terminal of its own dpkg is in another session than apt, so it and its lock outlive an apt that is ended.
+    "--option=Dpkg::Use-Pty=0",
 )
 
 TIMED_OUT = (124, 137)
