@@ -93,13 +93,10 @@ def lint(seconds: int) -> Report:
 
     def check(name: str) -> bool:
         began = time.monotonic()
-        with tempfile.TemporaryFile("w+") as output:
-            code = ended(CHECKS[name], seconds, output=output, more=CHECK_ENVIRONMENT)
-            output.seek(0)
-            said = output.read().rstrip()
+        code, said = captured(CHECKS[name], seconds, CHECK_ENVIRONMENT)
         print(f"  {name:<12} {'failed' if code else 'passed'} in {time.monotonic() - began:.1f}s", flush=True)
         if code:
-            print("\n".join(f"    {line}" for line in said.splitlines()), flush=True)
+            print("\n".join(f"    {line}" for line in said.rstrip().splitlines()), flush=True)
         return code == 0
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -159,10 +156,7 @@ def molecule(seconds: int) -> Report:
 
     def passes(name: str, *command: str, least: int = 1) -> bool:
         began = time.monotonic()
-        with tempfile.TemporaryFile("w+") as output:
-            code = ended(["molecule", *command], max(least, int(deadline - began)), output=output)
-            output.seek(0)
-            printed = output.read()
+        code, printed = captured(["molecule", *command], max(least, int(deadline - began)))
         print(printed, end="", flush=True)
         said.append(f"  {name:<16} {'failed' if code else 'passed'} in {time.monotonic() - began:.1f}s")
         if code:
@@ -274,6 +268,14 @@ def ended(command: Sequence[str], seconds: int, output: object = None, more: Map
     finally:
         # Also on Ctrl-C, which does not reach a session of its own; a moment to clean up, then the rest of it.
         end(child, (signal.SIGINT, 30), (signal.SIGKILL, 10))
+
+
+def captured(command: Sequence[str], seconds: int, more: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """As `ended`, and all that it printed."""
+    with tempfile.TemporaryFile("w+") as output:
+        code = ended(command, seconds, output, more)
+        output.seek(0)
+        return code, output.read()
 
 
 def end(child: subprocess.Popen[Any], *ways: tuple[signal.Signals, float]) -> None:

@@ -156,21 +156,19 @@ def rules_seen(client: Any, made: str, props: Props) -> Props:
     found = dict(props)
     for way, key in (("ingress", "IpPermissions"), ("egress", "IpPermissionsEgress")):
         asked = {(rule["IpProtocol"], rule.get("FromPort")) for rule in permissions(props.get(way, []), made)}
-        others = [rule for rule in now[key] if (rule["IpProtocol"], rule.get("FromPort")) not in asked]
-        if others:
-            found[way] = [
-                *props.get(way, []),
-                *(
-                    {
-                        "protocol": rule["IpProtocol"],
-                        "fromPort": rule.get("FromPort", 0),
-                        "toPort": rule.get("ToPort", 0),
-                        "cidrBlocks": [each["CidrIp"] for each in rule["IpRanges"]],
-                    }
-                    for rule in others
-                ),
-            ]
+        if others := [rule for rule in now[key] if (rule["IpProtocol"], rule.get("FromPort")) not in asked]:
+            found[way] = [*props.get(way, []), *map(rule_of, others)]
     return found
+
+
+def rule_of(permission: Props) -> Props:
+    """What `permissions` makes of a rule for addresses, the other way."""
+    return {
+        "protocol": permission["IpProtocol"],
+        "fromPort": permission.get("FromPort", 0),
+        "toPort": permission.get("ToPort", 0),
+        "cidrBlocks": [each["CidrIp"] for each in permission["IpRanges"]],
+    }
 
 
 # --- machines ----------------------------------------------------------------------------------------------------

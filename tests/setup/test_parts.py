@@ -113,7 +113,7 @@ def rehearsed(parts, monkeypatch, failing):
     """What came of three scenarios, and the last words of each command that was run for them."""
     ran = []
 
-    def ended(command, _seconds, output):
+    def ended(command, _seconds, output, _more):
         ran.append([word for word in command if not word.startswith("--")][-1])
         output.write(f"what {ran[-1]} said\n")
         return int(ran[-1] == failing)

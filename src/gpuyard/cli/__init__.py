@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, override
 
 import typer
 from typer.core import TyperGroup
@@ -33,16 +33,24 @@ MODULES: Mapping[str, Sequence[str]] = {
 class Commands(TyperGroup):
     """Each command's module is imported when the command is asked for: all of them take a second."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
         return [name for names in MODULES.values() for name in names]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        # One that is unknown is held against all others, for one that was meant.
-        for module in [module for module, names in MODULES.items() if cmd_name in names] or MODULES:
-            registered = typer.Typer()
-            import_module(f"gpuyard.cli.{module}").register(registered)
-            self.commands.update(typer.main.get_group(registered).commands)
+    @override
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            # One that is unknown is held against all others, for one that was meant.
+            for module in [module for module, names in MODULES.items() if cmd_name in names] or MODULES:
+                self.commands.update(commands_of(module))
         return self.commands.get(cmd_name)
+
+
+def commands_of(module: str) -> Mapping[str, Any]:
+    """The commands that a module of this package adds, by their names. It is imported for that."""
+    registered = typer.Typer()
+    import_module(f"gpuyard.cli.{module}").register(registered)
+    return typer.main.get_group(registered).commands
 
 
 app = typer.Typer(

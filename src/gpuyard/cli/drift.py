@@ -86,7 +86,7 @@ def look_at_infrastructure(project: Path, stack: str) -> list[Drift]:
         raise RefusedError(
             "DRIFT-UNKNOWN", str(error)[-1000:], "so nothing is known of the infrastructure", change
         ) from error
-    return drifted(steps, stack)
+    return list(drifted(steps, stack))
 
 
 def tell(nodes: dict[str, dict[str, Any]]) -> None:

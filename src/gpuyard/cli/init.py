@@ -13,7 +13,7 @@ import typer
 from gpuyard.cli.lab import project_of
 from gpuyard.cli.plan import AsJson
 from gpuyard.cli.refusals import refusals_told
-from gpuyard.cli.write import answer
+from gpuyard.cli.write import answer, write
 from gpuyard.handover.hosts import hosts_path, load_hosts
 from gpuyard.spec.begin import examples, renamed
 from gpuyard.spec.errors import RefusedError
@@ -61,7 +61,7 @@ def init(
                 raise RefusedError("INIT-EXISTS", str(path.relative_to(project)), "it is there already", change)
         if not check:
             for path, text in texts.items():
-                path.write_text(text)
+                write(path, text)
             begin_inventory(project, old.name, STARTS[old.provider], inventory, name)
         told: dict[str, Any] = {
             "fleet": name,
@@ -97,7 +97,7 @@ def held_to_the_model(texts: dict[Path, str], spec: Path) -> None:
             path.write_text(texts[meant])
         try:
             fleet = load_fleet(Path(folder) / spec.name)
-            if len(texts) > 1:
+            if hosts_path(spec) in texts:
                 load_hosts(hosts_path(Path(folder) / spec.name), fleet)
         except SpecError as refused:
             raise SpecError(
@@ -114,7 +114,7 @@ def begin_inventory(project: Path, old: str, start: str, inventory: Path, name: 
         shutil.rmtree(inventory / "group_vars")
         (inventory / "group_vars").symlink_to("../lab/group_vars")
     file = inventory / "fleet.pulumi.yml"
-    file.write_text(renamed(file.read_text(), source.name, name))
+    write(file, renamed(file.read_text(), source.name, name))
 
 
 def next_steps(name: str, provider: str) -> list[str]:

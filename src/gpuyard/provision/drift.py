@@ -44,12 +44,8 @@ class Drift:
         return f"{self.rule}: {self.name} ({self.id}): {self.found}; {self.change}"
 
 
-def drifted(steps: Iterable[Step], stack: str) -> list[Drift]:
+def drifted(steps: Iterable[Step], stack: str) -> Iterator[Drift]:
     """Of the steps of `pulumi refresh --preview-only`. What is asked for is compared, not what the account adds."""
-    return list(_drifted(steps, stack))
-
-
-def _drifted(steps: Iterable[Step], stack: str) -> Iterator[Drift]:
     for step in steps:
         named = (name_in(step.urn), step.type, step.id)
         if step.op == "delete":

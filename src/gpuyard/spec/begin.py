@@ -23,5 +23,5 @@ def renamed(text: str, old: str, new: str) -> str:
 
 def examples(text: str) -> list[tuple[int, str]]:
     """Lines, from 1, and what stands there, that hold an example in the place of something of one's own."""
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-    return [(number, line) for number, line in lines if _EXAMPLE.search(line.partition("#")[0] or "")]
+    lines = enumerate(text.splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if _EXAMPLE.search(line.partition("#")[0])]
