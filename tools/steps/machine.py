@@ -222,7 +222,10 @@ def make_venv(work: Work) -> str:
         work.run([uv(), "venv", "--clear", "--no-project", "--python", python_ready() or "python3", venv], env=env)
     pip = [uv(), "pip"]
     target = ["--python", venv / "bin/python"]
-    work.run([*pip, "sync", *target, "--require-hashes", REQUIREMENTS / "control.txt"], env=env)
+    # Compiled once here: where Python may not write what it compiled, each command would compile all it imports anew.
+    work.run(
+        [*pip, "sync", *target, "--compile-bytecode", "--require-hashes", REQUIREMENTS / "control.txt"], env=env
+    )
     # What builds the project is in the lock too: nothing is fetched for it that is not pinned.
     work.run([*pip, "install", *target, "--no-deps", "--no-build-isolation", "--editable", PROJECT], env=env)
     (venv / ".gpuyard").write_text(venv_recipe())
