@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,9 @@ from gpuyard.provision.refusals import Machines
 from tests.emulated_aws.fleet import EmulatedFleet, emulated_fleet, moto_server
 
 GOAL = 1.2
-FLEET, POOL = "aws-g6e", "chat"
+FLEET, POOL, SECOND = "aws-g6e", "chat", "chat-2"
+POOL_NODES = 512
+"""The most that a fleet's spec lets one pool have."""
 SECONDS = 3600
 
 # Our own program where a fleet is too large: everything but the handover.
@@ -90,7 +93,15 @@ def items_of(fleet: EmulatedFleet, size: int) -> list[Wanted]:
     items = wanted(spec, machines)
     if size < len(items):
         return items[:size]
-    fleet.resize(POOL, spec.pools[0].nodes + size - len(items))
+    more = spec.pools[0].nodes + size - len(items)
+    fleet.resize(POOL, min(more, POOL_NODES))
+    if more > POOL_NODES:
+        written = (fleet.project / f"fleets/{fleet.name}.yaml").read_text()
+        pool = re.search(rf"  - name: {POOL}\n(?:    .*\n)+", written)
+        assert pool, POOL
+        fleet.edit(pool[0], pool[0] + pool[0].replace(f"name: {POOL}", f"name: {SECOND}"))
+        # A pool has resources beside its nodes.
+        fleet.resize(SECOND, POOL_NODES + size - len(wanted(fleet.spec(), machines)))
     return wanted(fleet.spec(), machines)
 
 

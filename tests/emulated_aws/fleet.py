@@ -130,12 +130,19 @@ class EmulatedFleet(Stack):
 def moto_server(folder: Path) -> Iterator[str]:
     """moto's server on a free port; the address that it listens on."""
     folder.mkdir(parents=True, exist_ok=True)
+    # One request at a time: moto reads and changes its dictionaries from every thread and fails on it now and then.
     program = (
-        "import sys, time\n"
-        "from moto.server import ThreadedMotoServer\n"
-        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
-        "server.start()\n"
-        "print('%s:%s' % server.get_host_and_port(), flush=True)\n"
+        "import sys\n"
+        "from threading import Lock, Thread\n"
+        "from moto.moto_server import werkzeug_app as moto\n"
+        "from werkzeug.serving import make_server\n"
+        "app, lock = moto.DomainDispatcherApplication(moto.create_backend_app), Lock()\n"
+        "def alone(environ, start):\n"
+        "    with lock:\n"
+        "        return list(app(environ, start))\n"
+        "server = make_server('127.0.0.1', 0, alone, threaded=True, request_handler=moto.MotoRequestHandler)\n"
+        "Thread(target=server.serve_forever, daemon=True).start()\n"
+        "print(f'{server.host}:{server.port}', flush=True)\n"
         "sys.stdin.read()\n"
     )
     log = (folder / "moto.log").open("w")

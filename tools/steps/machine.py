@@ -223,9 +223,7 @@ def make_venv(work: Work) -> str:
     pip = [uv(), "pip"]
     target = ["--python", venv / "bin/python"]
     # Compiled once here: where Python may not write what it compiled, each command would compile all it imports anew.
-    work.run(
-        [*pip, "sync", *target, "--compile-bytecode", "--require-hashes", REQUIREMENTS / "control.txt"], env=env
-    )
+    work.run([*pip, "sync", *target, "--compile-bytecode", "--require-hashes", REQUIREMENTS / "control.txt"], env=env)
     # What builds the project is in the lock too: nothing is fetched for it that is not pinned.
     work.run([*pip, "install", *target, "--no-deps", "--no-build-isolation", "--editable", PROJECT], env=env)
     (venv / ".gpuyard").write_text(venv_recipe())
