@@ -97,9 +97,8 @@ def items_of(fleet: EmulatedFleet, size: int) -> list[Wanted]:
     fleet.resize(POOL, min(more, POOL_NODES))
     if more > POOL_NODES:
         written = (fleet.project / f"fleets/{fleet.name}.yaml").read_text()
-        pool = re.search(rf"  - name: {POOL}\n(?:    .*\n)+", written)
-        assert pool, POOL
-        fleet.edit(pool[0], pool[0] + pool[0].replace(f"name: {POOL}", f"name: {SECOND}"))
+        (pool,) = re.findall(rf"  - name: {POOL}\n(?:    .*\n)+", written)
+        fleet.edit(pool, pool + pool.replace(f"name: {POOL}", f"name: {SECOND}"))
         # A pool has resources beside its nodes.
         fleet.resize(SECOND, POOL_NODES + size - len(wanted(fleet.spec(), machines)))
     return wanted(fleet.spec(), machines)
