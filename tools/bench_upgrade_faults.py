@@ -65,6 +65,7 @@ ROWS = (
     Row("apt-lock", (), "", "", REFUSED),
     Row("dpkg-interrupted", (), "", "", REFUSED),
     Row("disk-full", ("path=/var",), "", "", REFUSED, fresh=True),
+    Row("read-only", ("path=/etc",), "", "", REFUSED),
     Row("version-missing", (f"version={NEW}-1",), "", "", REFUSED, fresh=True),
     Row("version-missing", (f"version={NEW}-1", "package=libnvidia-ml1"), "", "", REFUSED, fresh=True),
     Row("repository-key-rotated", (), "", "", REFUSED, fresh=True),
@@ -88,7 +89,6 @@ ROWS = (
     Row("fabricmanager-dead", (), PROVE, BACK, ROLLED_BACK),
     Row("gpu-lost", (), PROVE, BACK, ROLLED_BACK),
     Row("devices-gone", (), PROVE, BACK, ROLLED_BACK),
-    Row("read-only", ("path=/etc",), INSTALL, BACK, ROLLED_BACK),
     Row("ecc", (), PROVE, BACK, ROLLED_BACK),
     Row("pcie-narrow", (), INSTALL, BACK, ROLLED_BACK),
     Row("engine-crash-loop", (), INSTALL, BACK, ROLLED_BACK),
@@ -106,6 +106,7 @@ ROWS = (
     Row("clocks-low", (), SOAK, BACK, ROLLED_BACK),
     # Of the node: there with either driver.
     Row("engine-wrong-tokens", ("rate=0.02",), INSTALL, "", QUARANTINED),
+    Row("read-only", ("path=/etc",), INSTALL, "", QUARANTINED),
     # Of whoever changes it, of its power, or of its daemons: the change comes to its end all the same.
     # What was built before the node was emptied needs them no more.
     Row("headers-missing", (), INSTALL, "", RESUMED),

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import locked, too_full, unfinished, unsigned
+from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import (
+    locked,
+    too_full,
+    unfinished,
+    unsigned,
+    unwritable,
+)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -27,7 +33,8 @@ def findings(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     target, previous = asked["target"], asked["previous"]
     node = asked["node"]
     found: list[str] = []
-    found += unfinished(f"driver {target['version']}", node, facts)
+    what = f"driver {target['version']}"
+    found += unfinished(what, node, facts) + unwritable(what, node, facts)
     # What the driver's own packages are held with is the hold of their last install.
     held = sorted(set(facts["held"]) & set(target["packages"]) - set(previous["packages"]))
     if held:

@@ -11,7 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import locked, too_full, unfinished, unsigned
+from ansible_collections.gpuyard.fleet.plugins.module_utils.readiness import (
+    locked,
+    too_full,
+    unfinished,
+    unsigned,
+    unwritable,
+)
 
 SETTINGS = "/etc/default/grub.d/zz-gpuyard.cfg"
 # Read behind all others, and after what somebody wrote into /etc/default/grub.
@@ -94,7 +100,7 @@ def findings(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """
     node, release = asked["node"], asked["release"]
     what = f"kernel {release}"
-    found = unfinished(what, node, facts) + locked(node, facts)
+    found = unfinished(what, node, facts) + unwritable(what, node, facts) + locked(node, facts)
     found += too_full("kernel", asked, facts, "node_kernel_free_mib_below")
     if facts["programs_missing"] or not facts["configured"]:
         missing = ", ".join(facts["programs_missing"]) or "/boot/grub/grub.cfg"

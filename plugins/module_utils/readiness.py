@@ -26,6 +26,9 @@ _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length,
 
 # Where Debian's and Ubuntu's DKMS keep the key that they sign modules with.
 KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
+# Where packages and the roles that bring them write, and of a machine its modules and boot loader too.
+WRITTEN = ("/etc", "/usr", "/var")
+WRITTEN_ON_A_MACHINE = (*WRITTEN, "/boot", "/lib/modules")
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
 
@@ -49,6 +52,16 @@ def locked(node: str, facts: Mapping[str, Any]) -> list[str]:
     return [
         f"APT-LOCKED: the packages of {node} are to be changed, and {lock['command']} (pid {lock['pid']}) holds "
         f"{lock['path']} for {lock['waited']} s and more. Wait until it has ended, or end it, then run this again"
+    ]
+
+
+def unwritable(what: str, node: str, facts: Mapping[str, Any]) -> list[str]:
+    if not facts["read_only"]:
+        return []
+    folders = ", ".join(facts["read_only"])
+    return [
+        f"APT-READ-ONLY: {what} is asked for on {node}, and the file system of {folders} is mounted read-only there. "
+        "`journalctl --dmesg` says whether a disk failed: mend that first; else `mount -o remount,rw` it"
     ]
 
 
@@ -111,13 +124,22 @@ def wait_for_locks(seconds: int, paths: tuple[str, ...] = LOCKS) -> dict[str, An
         time.sleep(0.5)
 
 
-def free_mib(folder: str, root: Path = Path("/")) -> int:
-    """Of the file system that the folder is on, or would be."""
+def file_system(folder: str, root: Path = Path("/")) -> os.statvfs_result:
+    """What the folder is on, or would be."""
     path = root / folder.lstrip("/")
     while not path.exists():
         path = path.parent
-    told = os.statvfs(path)
+    return os.statvfs(path)
+
+
+def free_mib(folder: str, root: Path = Path("/")) -> int:
+    told = file_system(folder, root)
     return told.f_bavail * told.f_frsize >> 20
+
+
+def read_only(folders: Sequence[str], root: Path = Path("/")) -> list[str]:
+    """Of the folders, those on a file system that is mounted read-only."""
+    return [folder for folder in folders if file_system(folder, root).f_flag & os.ST_RDONLY]
 
 
 def secure_boot(root: Path = Path("/")) -> bool:
@@ -129,8 +151,8 @@ def secure_boot(root: Path = Path("/")) -> bool:
 
 
 def readiness(module: Any, lock_seconds: int, folders: Sequence[str]) -> dict[str, Any]:
-    """What an AnsibleModule finds: container, kernel, lock, unfinished, held, free_mib, and of a machine secure_boot,
-    key and key_enrolled."""
+    """What an AnsibleModule finds: container, kernel, lock, unfinished, held, read_only, free_mib, and of a machine
+    secure_boot, key and key_enrolled."""
     container = module.run_command(["systemd-detect-virt", "--container", "--quiet"])[0] == 0
     lock = wait_for_locks(lock_seconds)
     # Without a pattern dpkg-query leaves out what is held and not there.
@@ -142,6 +164,7 @@ def readiness(module: Any, lock_seconds: int, folders: Sequence[str]) -> dict[st
         # Who is at work has packages that are not done yet.
         "unfinished": {} if lock else parse_broken(packages),
         "held": sorted(parse_held(packages)),
+        "read_only": read_only(WRITTEN if container else WRITTEN_ON_A_MACHINE),
         "free_mib": {
             folder: free_mib(folder) for folder in folders if not (container and folder in ("/boot", "/lib/modules"))
         },

@@ -225,6 +225,16 @@ def test_a_machine_that_is_about_to_be_taken_away_is_brought_in_and_left_closed(
     assert fleet.stands()["f-chat-1"] == "DRAIN"
 
 
+def test_a_machine_whose_note_nobody_can_read_stays_closed(fleet: Fleet) -> None:
+    assert fleet.play(*REPLACE).rc == 0
+    fleet.machine("new")
+    (fleet.folder / "notice.json").mkdir()
+    told = fleet.play(*REPLACE)
+    assert told.rc != 0
+    assert "notice.json" in told.output
+    assert fleet.stands()["f-chat-1"] == "DRAIN"
+
+
 def test_an_exchange_is_refused_before_anything_is_done(fleet: Fleet) -> None:
     fleet.sessions(7)  # 21 requests, and the two others have 20 seats
     loaded = fleet.play(*REPLACE)

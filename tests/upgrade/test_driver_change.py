@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ WELL: dict[str, Any] = {
     "unfinished": {},
     # The hold of its own last install.
     "held": ["libnvidia-ml1", "nvidia-driver-pinning-580", "grub-pc"],
+    "read_only": [],
     "free_mib": {"/": 512, "/boot": 256},
     "gpu_users": [
         {"pid": 7, "command": "vllm", "unit": "vllm@tiny.service"},
@@ -78,6 +81,7 @@ def test_a_node_that_is_well_is_not_refused(facts: dict[str, Any]) -> None:
         ({"lock": LOCK}, "APT-LOCKED", "unattended-upgr (pid 9) holds /var/lib/dpkg/lock-frontend for 300 s"),
         ({"free_mib": {"/": 511, "/boot": 256}}, "DRIVER-DISK", "512 MiB are asked for below / of a-chat-0"),
         ({"free_mib": {"/": 512, "/boot": 255}}, "DRIVER-DISK", "255 MiB are free"),
+        ({"read_only": ["/etc", "/var"]}, "APT-READ-ONLY", "the file system of /etc, /var is mounted read-only"),
         ({"headers": False}, "DRIVER-HEADERS", "linux-headers-6.1.0-30-amd64"),
         ({"secure_boot": True, "key": "/var/lib/dkms/mok.pub"}, "DRIVER-SECURE-BOOT", "(/var/lib/dkms/mok.pub)"),
         ({"secure_boot": True}, "DRIVER-SECURE-BOOT", "none is there"),
@@ -177,3 +181,10 @@ def test_secure_boot_is_what_the_firmware_says(tmp_path: Path, value: bytes | No
 
 def test_a_folder_that_is_not_there_is_measured_where_it_would_be(tmp_path: Path) -> None:
     assert readiness.free_mib("/boot/efi", tmp_path) == readiness.free_mib("/", tmp_path) > 0
+
+
+def test_a_folder_is_read_only_where_its_file_system_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc").mkdir()
+    flags = {tmp_path: 0, tmp_path / "etc": os.ST_RDONLY | os.ST_NOSUID}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags[path]))
+    assert readiness.read_only(["/etc", "/etc/apt", "/usr"], tmp_path) == ["/etc", "/etc/apt"]
