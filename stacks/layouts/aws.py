@@ -11,7 +11,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from gpuyard.catalog import load_catalog, load_quotas
+from gpuyard.catalog import load_quotas, load_repositories
 from gpuyard.handover.aws import Made, handover_of
 from gpuyard.plan.names import repository
 from gpuyard.provision import Wanted, name_in
@@ -25,9 +25,9 @@ from gpuyard.spec.closed import digest_of
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 from stacks.components.account import answers
-from stacks.components.aws import Maker
+from stacks.components.aws import Maker, class_of
 from stacks.components.interrupted import Finder
-from stacks.components.state import deployment
+from stacks.components.state import State
 
 REFUSALS = ".gpuyard/refusals"
 """Folder of what zones refused, one file for each stack. Losing it costs one more refusal, nothing else."""
@@ -41,6 +41,7 @@ class AwsFleet(pulumi.ComponentResource):
 
     def __init__(self, fleet: Fleet, *, project: Path, stack: str, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("gpuyard:aws:Fleet", fleet.name, None, opts)
+        kept = State()
         machines = Machines.known()
         for finding in refusals(fleet, machines):
             raise finding.refusal()
@@ -50,7 +51,10 @@ class AwsFleet(pulumi.ComponentResource):
         items = wanted(fleet, machines, read_refusals(record))
         region_of_the_stack(fleet.aws.region)
         provider = aws.Provider(f"{fleet.name}-aws", region=fleet.aws.region, opts=pulumi.ResourceOptions(parent=self))
-        state = deployment()
+        # The parts of the SDK take as long to be imported as the engine takes to tell its state.
+        for kind in {item.kind for item in items}:
+            class_of(kind)
+        state = kept.deployment()
         for finding in given_up(items, fleet.name, stack, state):
             raise finding.refusal()
         new = to_make(items, fleet.name, frozenset(name_in(row["urn"]) for row in state.get("resources") or ()))
@@ -72,7 +76,7 @@ class AwsFleet(pulumi.ComponentResource):
             for item in items
             if item.kind == "ec2.Instance"
         }
-        fingerprint = repository(load_catalog(), "aws").key_fingerprint
+        fingerprint = repository(load_repositories(), "aws").key_fingerprint
         told = {"endpoint": made["balancer"].dns_name, "nodes": pulumi.Output.all(**nodes)}
         if fleet.aws.lustre:
             told["lustre"] = pulumi.Output.all(dns_name=made["lustre"].dns_name, mount_name=made["lustre"].mount_name)

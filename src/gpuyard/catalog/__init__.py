@@ -69,27 +69,39 @@ def load_catalog() -> Catalog:
 
 
 @cache
+def load_distributions() -> tuple[OperatingSystem, ...]:
+    """That table of the catalog alone, for whom the others would only cost time."""
+    return _rows("distributions", OperatingSystem)
+
+
+@cache
+def load_repositories() -> tuple[Repository, ...]:
+    """That table of the catalog alone, for whom the others would only cost time."""
+    return _rows("repositories", Repository)
+
+
+@cache
 def load_instances() -> tuple[Instance, ...]:
     """The machines of cloud providers; apart, because no lock needs them."""
-    return TypeAdapter(tuple[Instance, ...]).validate_json(json.dumps(_read("instances")))
+    return _rows("instances", Instance)
 
 
 @cache
 def load_network_cards() -> tuple[NetworkCards, ...]:
     """The machines with more than one network card; apart, as the machines are."""
-    return TypeAdapter(tuple[NetworkCards, ...]).validate_json(json.dumps(_read("network_cards")))
+    return _rows("network_cards", NetworkCards)
 
 
 @cache
 def load_lustre_clients() -> tuple[LustreClient, ...]:
     """What a provider's Lustre can be mounted from; apart, as the machines are."""
-    return TypeAdapter(tuple[LustreClient, ...]).validate_json(json.dumps(_read("lustre_clients")))
+    return _rows("lustre_clients", LustreClient)
 
 
 @cache
 def load_quotas() -> tuple[Quota, ...]:
     """What a provider lets run at once; apart, as the machines are."""
-    return TypeAdapter(tuple[Quota, ...]).validate_json(json.dumps(_read("quotas")))
+    return _rows("quotas", Quota)
 
 
 # The tables are our own and large, and every command reads them: libyaml, which PyYAML has, is ten times as fast as the
@@ -100,6 +112,10 @@ def _reader() -> Any:
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     return type("_Reader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"yaml_implicit_resolvers": kept})
+
+
+def _rows[R: Row](name: str, row: type[R]) -> tuple[R, ...]:
+    return TypeAdapter(tuple[row, ...]).validate_json(json.dumps(_read(name)))
 
 
 def _read(name: str) -> object:

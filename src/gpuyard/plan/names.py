@@ -122,10 +122,10 @@ def features(catalog: Catalog, flag: str, value: str) -> tuple[Feature, ...]:
     return found
 
 
-def repository(catalog: Catalog, provider: str | None) -> Repository:
+def repository(repositories: Sequence[Repository], provider: str | None) -> Repository:
     """The repository of drivers that a provider's nodes use."""
-    own = [row for row in catalog.repositories if row.provider == provider]
-    return (own or [row for row in catalog.repositories if row.provider is None])[0]
+    own = [row for row in repositories if row.provider == provider]
+    return (own or [row for row in repositories if row.provider is None])[0]
 
 
 def newest_of_branch(catalog: Catalog, name: str) -> DriverRelease | None:
@@ -141,7 +141,7 @@ def combination(catalog: Catalog, words: Mapping[str, str]) -> Combination:
     parts: dict[str, Any] = {}
     flags: list[Feature] = []
     readers: dict[str, Callable[[str], object]] = {
-        "provider": lambda word: parts.update(provider=word, repository=repository(catalog, word)),
+        "provider": lambda word: parts.update(provider=word, repository=repository(catalog.repositories, word)),
         "distribution": lambda word: parts.update(distribution=distribution(catalog, word)),
         "kernel": lambda word: parts.update(kernel=_kernel(word)),
         "gpu": lambda word: parts.update(gpu=gpu(catalog, word)),

@@ -113,7 +113,7 @@ def combinations(fleet: Fleet, choice: Choice, catalog: Catalog) -> Iterator[tup
         own = choice.pools[pool.name]
         base = Combination(
             provider=fleet.provider,
-            repository=names.repository(catalog, fleet.provider),
+            repository=names.repository(catalog.repositories, fleet.provider),
             distribution=system,
             kernel=kernels.series_of(fleet, catalog),
             gpu=gpu,
@@ -289,7 +289,7 @@ def _without_a_role(fleet: Fleet) -> Iterator[Finding]:
 
 def _locked(fleet: Fleet, choice: Choice, kernel: KernelRelease | None, world: World, findings: list[Finding]) -> Lock:
     catalog = world.catalog
-    repository = names.repository(catalog, fleet.provider)
+    repository = names.repository(catalog.repositories, fleet.provider)
     return Lock.sealed(
         fleet=fleet,
         verdict="amber" if findings else "green",

@@ -186,7 +186,7 @@ class Search:
         provider = wishes.get(("provider", ""))
         return Combination(
             provider=provider,
-            repository=names.repository(self.catalog, provider) if provider else None,
+            repository=names.repository(self.catalog.repositories, provider) if provider else None,
             distribution=row,
             kernel=wishes.get(("kernel", "")) or (row.kernels[0] if row else None),
             branch=names.branch(self.catalog, driver.branch) if driver else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Self
 
-from gpuyard.catalog import load_catalog, load_instances, load_lustre_clients, load_network_cards, numbers
+from gpuyard.catalog import load_distributions, load_instances, load_lustre_clients, load_network_cards, numbers
 from gpuyard.catalog.rows import Instance, LustreClient, NetworkCards, OperatingSystem
 from gpuyard.plan.judge import Finding
 from gpuyard.provision.placement import is_close, zones_of
@@ -39,7 +39,7 @@ class Machines:
     @classmethod
     def known(cls) -> Self:
         """Those of the tables that come with gpuyard."""
-        return cls(load_instances(), load_network_cards(), load_lustre_clients(), load_catalog().distributions)
+        return cls(load_instances(), load_network_cards(), load_lustre_clients(), load_distributions())
 
     def instance(self, name: str | None) -> Instance | None:
         return next((row for row in self.instances if row.provider == "aws" and row.instance == name), None)
