@@ -92,7 +92,7 @@ def test_a_node_is_removed_from_service_and_brought_back(fleet: OwnFleet) -> Non
     unit = f"vllm@{MODEL}.service"
     with load(fleet) as told:
         fleet.played("operate/remove_node", "--limit", SECOND)
-        assert servers(fleet)[SECOND] == "DRAIN"
+        assert servers(fleet)[SECOND] == "DOWN", "no engine answers there any more"
         assert fleet.on(SECOND, f"systemctl is-active {unit} || systemctl is-enabled {unit} || true").split() == [
             "inactive",
             "disabled",
@@ -100,6 +100,7 @@ def test_a_node_is_removed_from_service_and_brought_back(fleet: OwnFleet) -> Non
         assert "remove_node.yml" in fleet.on(SECOND, "cat /var/lib/gpuyard/removed")
         assert fleet.on(SECOND, "ls /var/lib/models").strip(), "models stay without consent"
         fleet.played("site", "--limit", SECOND)
+        assert servers(fleet)[SECOND] == "DRAIN", "it serves again, and is opened by who says so"
         fleet.played("operate/undrain_node", "--limit", SECOND)
         assert servers(fleet) == dict.fromkeys((FIRST, SECOND, THIRD), "UP")
     assert not any(told[name] for name in LOST)
