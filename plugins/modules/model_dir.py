@@ -5,19 +5,28 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import json
 import os
 import shutil
-import urllib.error
-import urllib.parse
-import urllib.request
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.fleet.plugins.module_utils.model_ahead import MEMINFO, SHARE, available, read_ahead
+from ansible_collections.gpuyard.fleet.plugins.module_utils.model_room import (
+    GIB,
+    Room,
+    give_up,
+    held_in,
+    kept,
+    mark_used,
+    record_of,
+    to_give_up,
+)
+from ansible_collections.gpuyard.fleet.plugins.module_utils.model_shared import Shared
+from ansible_collections.gpuyard.fleet.plugins.module_utils.model_source import Store
 from ansible_collections.gpuyard.fleet.plugins.module_utils.model_verify import (
-    BLOCK,
     DIGITS,
     MANIFEST,
     ModelError,
@@ -35,6 +44,8 @@ description:
   - Every byte is compared with the manifest before the directory gets its name, by one rename; a run that was killed
     leaves nothing that could be taken for a model. What such a run had fetched is used again only after its bytes
     were compared anew.
+  - With O(shared) the files come from a folder that all nodes share, which one node fills from the store. With
+    O(budget_gib) versions that nothing needs are given up before a new one comes, least recently used first.
   - Refuses pickles, code, C(auto_map), paths that leave the directory, and an index that names shards nobody brought.
 options:
   name:
@@ -62,6 +73,33 @@ options:
     type: list
     elements: path
     default: []
+  locked:
+    description: All models that the lock wants on this node, each with C(name) and C(manifest_sha256). None of them
+      is given up.
+    type: list
+    elements: dict
+    default: []
+  budget_gib:
+    description: GiB that all models of the node may take together. 0 is no bound, and then none is given up.
+    type: int
+    default: 0
+  shared:
+    description: A folder that all nodes share. Empty for none. One that is slow, absent, full or read-only is passed
+      over with a warning.
+    type: path
+    default: ""
+  shared_seconds:
+    description: Seconds without a sign of life after which the shared folder is passed over.
+    type: int
+    default: 30
+  shared_wait_seconds:
+    description: Seconds that the shared folder may take in all, with waiting for another node that fills it.
+    type: int
+    default: 1800
+  read_ahead:
+    description: Read the model's files once, as far as half of the available memory goes.
+    type: bool
+    default: false
   full_check:
     description: Read every byte of a model that is there already, and fetch it again if one is wrong.
       Otherwise a file counts as unchanged while its size and its time of change are.
@@ -90,94 +128,21 @@ fetched:
   description: How many files were fetched in this run.
   returned: success
   type: int
+shared:
+  description: How many of them came from the shared folder.
+  returned: success
+  type: int
+said:
+  description: What was passed over, and by which rule.
+  returned: success
+  type: list
+  elements: str
 removed:
-  description: Old versions that were removed.
+  description: Old versions that were removed or given up.
   returned: success
   type: list
   elements: str
 """
-
-TRIES = 3
-SILENCE = 60
-"""Seconds without a byte after which a download is given up and tried again."""
-SPARE = 256 * 1024 * 1024
-"""Bytes that stay free beside the model: a full disk stops more than this download."""
-
-
-class Store:
-    """Reads one model's files over HTTP."""
-
-    def __init__(self, uri: str, name: str) -> None:
-        if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):
-            raise ModelError("MODEL-SOURCE", f"{uri!r} is no http or https address; give the address of the store")
-        self.base = f"{uri.rstrip('/')}/{urllib.parse.quote(name)}"
-
-    def open(self, path: str, method: str = "GET") -> http.client.HTTPResponse:
-        url = f"{self.base}/{urllib.parse.quote(path)}"
-        for left in reversed(range(TRIES)):
-            try:
-                return urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=SILENCE)  # noqa: S310 - scheme was checked
-            except urllib.error.HTTPError as error:
-                if error.code < 500 or not left:
-                    raise ModelError(
-                        "MODEL-SOURCE", f"{url} answers {error.code} {error.reason}; put the model into the store"
-                    ) from error
-            except (OSError, http.client.HTTPException) as error:
-                if not left:
-                    raise ModelError(
-                        "MODEL-SOURCE", f"{url} cannot be read ({error}); see that the store runs and is reachable"
-                    ) from error
-        raise AssertionError("the loop returns or raises")
-
-    def manifest(self, wanted: str) -> bytes:
-        with self.open(MANIFEST) as response:
-            raw = response.read(16 * 1024 * 1024)
-        found = hashlib.sha256(raw).hexdigest()
-        if found != wanted:
-            raise ModelError(
-                "MODEL-LOCK",
-                f"{self.base}/{MANIFEST} has SHA-256 {found}, the lock says {wanted}; "
-                "the store holds another version. Put the locked one there, or lock the fleet anew",
-            )
-        return raw
-
-    def size(self, path: str) -> int:
-        with self.open(path, "HEAD") as response:
-            length = response.headers.get("Content-Length")
-        if length is None:
-            raise ModelError("MODEL-SOURCE", f"{self.base}/{path} comes without a length; use a store that gives one")
-        return int(length)
-
-    def fetch(self, path: str, wanted: str, target: Path) -> None:
-        """Bring one file to its place, compared while it comes; nothing stands there before it is whole."""
-        part = target.with_name(target.name + ".part")
-        for left in reversed(range(TRIES)):
-            digest = hashlib.sha256()
-            try:
-                with self.open(path) as response, part.open("wb") as file:
-                    while block := response.read(BLOCK):
-                        digest.update(block)
-                        file.write(block)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except http.client.HTTPException:
-                if not left:
-                    raise
-                continue
-            except OSError as error:
-                if error.errno == errno.ENOSPC or not left:
-                    raise
-                continue
-            if digest.hexdigest() == wanted:
-                part.chmod(0o644)
-                part.replace(target)
-                return
-        part.unlink()
-        raise ModelError(
-            "MODEL-HASH",
-            f"{self.base}/{path} has SHA-256 {digest.hexdigest()}, {MANIFEST} says {wanted}; "
-            "the store's copy is damaged or was changed. Put the right file there",
-        )
 
 
 class Model:
@@ -187,7 +152,7 @@ class Model:
         self.home = root / name
         self.path = self.home / digest[:DIGITS]
         self.staging = self.home / f".{digest[:DIGITS]}.partial"
-        self.record = self.home / f".{digest[:DIGITS]}.stat"
+        self.record = record_of(self.path)
 
     def is_whole(self, full: bool) -> bool:
         """Whether the version is there: by sizes and times, and by every byte where those differ or when asked."""
@@ -210,6 +175,8 @@ class Model:
             draft = self.record.with_name(self.record.name + ".new")
             draft.write_text(json.dumps(now), encoding="utf-8")
             draft.replace(self.record)
+        elif now is not None:
+            os.utime(self.record)  # it was used now
 
     def _known(self) -> dict[str, list[int]] | None:
         try:
@@ -224,23 +191,29 @@ class Model:
             return None
         return {path: [status.st_size, status.st_mtime_ns] for path, status in seen.items()}
 
-    def bring(self, store: Store, raw: bytes) -> int:
-        """Fetch into the staging folder, compare all, then give the folder its name. Returns the files fetched."""
-        manifest = parse_manifest(raw.decode())
+    def lacking(self, manifest: dict[str, str]) -> dict[str, str]:
+        """The files that the staging folder lacks. What an earlier run left is believed only after it was read."""
+        return {path: digest for path, digest in manifest.items() if not self._is_there(path, digest)}
+
+    def begin(self, manifest: dict[str, str]) -> None:
+        """Make the staging folder, without what does not belong there."""
         self.staging.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.rglob("*"), reverse=True):
-            if path.relative_to(self.staging).as_posix() not in manifest and not path.is_dir():
+            if path.relative_to(self.staging).as_posix() not in manifest and (path.is_symlink() or not path.is_dir()):
                 path.unlink()
-        # What an earlier run left is believed only after its bytes were read.
-        waiting = {path: digest for path, digest in manifest.items() if not self._is_there(path, digest)}
-        self._refuse_small_disk(store, waiting)
-        for path in waiting:
+        for path in manifest:
             (self.staging / path).parent.mkdir(parents=True, exist_ok=True)
+
+    def fetch(self, store: Store, waiting: Mapping[str, str]) -> None:
+        """Fetch files into the staging folder."""
         with ThreadPoolExecutor(max_workers=4) as pool:
             for done in [
                 pool.submit(store.fetch, path, digest, self.staging / path) for path, digest in waiting.items()
             ]:
                 done.result()
+
+    def finish(self, raw: bytes, manifest: dict[str, str]) -> None:
+        """Look at the whole, then give the folder its name."""
         if found := problems(self.staging, manifest, hashes=False):
             shutil.rmtree(self.staging)
             raise found[0]
@@ -257,23 +230,12 @@ class Model:
         else:
             self.staging.rename(self.path)
         _sync(self.home)
-        return len(waiting)
 
     def _is_there(self, path: str, digest: str) -> bool:
         file = self.staging / path
         return file.is_file() and not file.is_symlink() and digest_of(file) == digest
 
-    def _refuse_small_disk(self, store: Store, waiting: dict[str, str]) -> None:
-        need = sum(store.size(path) for path in waiting) + SPARE
-        have = shutil.disk_usage(self.home).free
-        if have < need:
-            raise ModelError(
-                "MODEL-DISK",
-                f"{self.home} has {have / 2**30:.2f} GiB free, the model needs {need / 2**30:.2f} GiB; "
-                f"free {(need - have) / 2**30:.2f} GiB more, or give {self.home.parent} a larger disk",
-            )
-
-    def superseded(self, keep: int, references: list[str]) -> list[Path]:
+    def superseded(self, keep: int, texts: list[str]) -> list[Path]:
         """Older versions beyond the number to keep that no file names, and what killed runs left of others."""
         if not self.home.is_dir():
             return []
@@ -281,7 +243,6 @@ class Model:
         remains = [path for path in folders if path.name.startswith(".") and path != self.staging]
         versions = [path for path in folders if not path.name.startswith(".")]
         others = sorted((path for path in versions if path != self.path), key=lambda path: -path.stat().st_mtime)
-        texts = [Path(reference).read_text(encoding="utf-8") for reference in references if Path(reference).is_file()]
         return remains + [path for path in others[keep - 1 :] if not any(str(path) in text for text in texts)]
 
 
@@ -293,38 +254,87 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_room(arguments: dict, model: Model, need: int, texts: list[str]) -> list[Path]:
+    """Give up what nothing needs until so many bytes fit; returns what went."""
+    root = Path(arguments["root"])
+    held = held_in(root)
+    locked = {model.path, *(Model(root, one["name"], one["manifest_sha256"]).path for one in arguments["locked"])}
+    stays = kept(held, locked, arguments["keep"], texts)
+    room = Room(arguments["budget_gib"] * GIB, shutil.disk_usage(root).free)
+    given = to_give_up(arguments["name"], need, root, held, stays, room, model.path)
+    for path in given:
+        give_up(path)
+    return given
+
+
+def bring(arguments: dict, model: Model, texts: list[str]) -> dict:
+    """Bring the wanted version from the nearest tier that has it; returns where its files came from and what went."""
+    store = Store(arguments["uri"], arguments["name"])
+    wanted, shared, offer = arguments["manifest_sha256"], None, None
+    if arguments["shared"]:
+        limits = arguments["shared_seconds"], arguments["shared_wait_seconds"]
+        shared = Shared(Path(arguments["shared"]), arguments["name"], wanted, *limits)
+        offer = shared.look()
+    raw = offer.manifest if offer else store.manifest(wanted)
+    manifest = parse_manifest(raw.decode())
+    waiting = model.lacking(manifest)
+    sizes = offer.sizes if offer else {}
+    need = sum(sizes[path] if path in sizes else store.size(path) for path in waiting)
+    given = make_room(arguments, model, need, texts)
+    model.begin(manifest)
+    came = shared.bring(store, raw, waiting, model.staging) if shared else set()
+    model.begin(manifest)  # without what a copy that was given up has left
+    model.fetch(store, {path: digest for path, digest in waiting.items() if path not in came})
+    model.finish(raw, manifest)
+    return {"fetched": len(waiting), "shared": len(came), "said": shared.said if shared else [], "given": given}
+
+
+def read_model(model: Model) -> list[str]:
+    """Read the model's files once, the largest first; returns what there is to say."""
+    files = sorted((p for p in model.path.rglob("*") if p.is_file()), key=lambda p: (-p.stat().st_size, p))
+    bound = int(available(MEMINFO.read_text(encoding="utf-8")) * SHARE)
+    _, left = read_ahead(files, bound)
+    if not left:
+        return []
+    return [
+        f"MODEL-AHEAD: {len(left)} of {len(files)} files of {model.path} were not read ahead, "
+        f"half of the available memory is {bound / GIB:.2f} GiB; the engine reads them from the disk"
+    ]
+
+
 def store_model(arguments: dict, check_mode: bool) -> dict:
     """Bring the node to the wanted version; returns what Ansible reports."""
     model = Model(Path(arguments["root"]), arguments["name"], arguments["manifest_sha256"])
+    named = [Path(reference) for reference in arguments["references"]]
+    texts = [path.read_text(encoding="utf-8") for path in named if path.is_file()]
     whole = model.is_whole(arguments["full_check"])
-    fetched = 0
-    if not whole:
-        store = Store(arguments["uri"], arguments["name"])
-        raw = store.manifest(arguments["manifest_sha256"])
-        parse_manifest(raw.decode())
-        if not check_mode:
-            try:
-                fetched = model.bring(store, raw)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise ModelError(
-                        "MODEL-DISK", f"the disk of {model.home} filled up while the model came; free some space"
-                    ) from error
-                raise
-    old = model.superseded(arguments["keep"], arguments["references"])
+    done: dict = {"fetched": 0, "shared": 0, "said": [], "given": []}
+    if not whole and check_mode:
+        parse_manifest(Store(arguments["uri"], arguments["name"]).manifest(arguments["manifest_sha256"]).decode())
+    elif not whole:
+        try:
+            done = bring(arguments, model, texts)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise ModelError(
+                    "MODEL-DISK", f"the disk of {model.home} filled up while the model came; free some space"
+                ) from error
+            raise
+    old = model.superseded(arguments["keep"], texts)
     if not check_mode:
         model.remember()
+        mark_used([held.path for held in held_in(Path(arguments["root"]))], texts)
         for path in old:
-            # Renamed first: a folder half removed must not keep the name of a model.
-            gone = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old"))
-            shutil.rmtree(gone)
-            path.with_name(f".{path.name}.stat").unlink(missing_ok=True)
-    before = [str(path) for path in old] + ([str(model.path)] if whole else [])
+            give_up(path)
+        if arguments["read_ahead"]:
+            done["said"] += read_model(model)
+    gone = done.pop("given") + old
+    before = [str(path) for path in gone] + ([str(model.path)] if whole else [])
     return {
+        **done,
         "changed": not whole or bool(old),
         "path": str(model.path),
-        "fetched": fetched,
-        "removed": [str(path) for path in old],
+        "removed": [str(path) for path in gone],
         "diff": {"before": "".join(f"{p}\n" for p in sorted(before)), "after": f"{model.path}\n"},
     }
 
@@ -338,14 +348,23 @@ def main() -> None:
             "root": {"type": "path", "default": "/var/lib/models"},
             "keep": {"type": "int", "default": 2},
             "references": {"type": "list", "elements": "path", "default": []},
+            "locked": {"type": "list", "elements": "dict", "default": []},
+            "budget_gib": {"type": "int", "default": 0},
+            "shared": {"type": "path", "default": ""},
+            "shared_seconds": {"type": "int", "default": 30},
+            "shared_wait_seconds": {"type": "int", "default": 1800},
+            "read_ahead": {"type": "bool", "default": False},
             "full_check": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**store_model(module.params, module.check_mode))
+        done = store_model(module.params, module.check_mode)
     except ModelError as refused:
         module.fail_json(msg=str(refused), rule=refused.rule)
+    for said in done["said"]:
+        module.warn(said)
+    module.exit_json(**done)
 
 
 if __name__ == "__main__":

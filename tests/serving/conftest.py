@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import importlib
 import json
 import sys
 import threading
@@ -16,13 +17,21 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-import plugins.module_utils.engine_inputs
-import plugins.module_utils.model_verify
-
 PROJECT = Path(__file__).parents[2]
 
-# On a node, Ansible packs a module with what it imports under this name. Here nothing is packed, so the name is given.
-for _module in (plugins.module_utils.engine_inputs, plugins.module_utils.model_verify):
+# On a node, Ansible packs a module with what it imports under this name. Here nothing is packed, so the name is given,
+# in the order in which they import one another.
+for _name in (
+    "engine_inputs",
+    "shared_storage",
+    "model_verify",
+    "model_source",
+    "model_room",
+    "model_ahead",
+    "model_watched",
+    "model_shared",
+):
+    _module = importlib.import_module(f"plugins.module_utils.{_name}")
     sys.modules[f"ansible_collections.gpuyard.fleet.{_module.__name__}"] = _module
 
 

@@ -25,6 +25,12 @@ def keep(store: Store, root: Path, digest: str, check_mode: bool = False, **more
         "keep": 2,
         "references": [],
         "full_check": False,
+        "locked": [],
+        "budget_gib": 0,
+        "shared": "",
+        "shared_seconds": 30,
+        "shared_wait_seconds": 60,
+        "read_ahead": False,
         **more,
     }
     return model_dir.store_model(arguments, check_mode)
@@ -146,7 +152,7 @@ def test_a_disk_that_is_too_small_is_refused_with_both_numbers(
     found = refusal(store, root, digest)
     assert found.rule == "MODEL-DISK"
     assert "0.12 GiB free" in str(found)
-    assert names(root) == []
+    assert list(root.iterdir()) == []
 
 
 def test_a_changed_file_is_mended_by_the_next_run(store: Store, root: Path) -> None:
