@@ -132,6 +132,19 @@ def test_gpu_nodes_and_no_gateways_mount_what_is_shared(handed: Handed, lock: Lo
     assert build(handed(), lock).hostvars["lab-chat-0"]["shared_storage_mounts"] == []
 
 
+def test_models_are_shared_on_the_file_system_that_was_made_for_the_fleet(handed: Handed, lock: Lock) -> None:
+    made = [
+        {"kind": kind, "source": f"fs.example.com:/{kind}", "path": f"/mnt/{kind}"} for kind in ("nfs", "efs", "lustre")
+    ]
+
+    def told(storage: list[dict[str, str]]) -> object:
+        found = build(handed(lambda data: data.update(shared_storage=storage)), lock).hostvars
+        assert "model_store_shared" not in found["lab-gateway-0"]
+        return found["lab-chat-0"].get("model_store_shared")
+
+    assert [told(made[:number]) for number in range(4)] == [None, None, "/mnt/efs/models", "/mnt/lustre/models"]
+
+
 def test_a_node_learns_which_driver_its_engines_need_at_least(handed: Handed, lock: Lock) -> None:
     engines = {
         name: engine.model_copy(update={"distribution": "vllm", "version": "0.32.0"})

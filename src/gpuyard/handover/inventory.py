@@ -206,12 +206,20 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
             "node_notice_lead_seconds": found["node_gate_drain_seconds"],
             "node_notice_block_ends": node.block_ends or "",
         }
+    if shared := _shared_models(handover):
+        found["model_store_shared"] = shared
     found |= _fabric_vars(node, pool, [{key: value for key, value in part.items() if value} for part in parts])
     if node.simulated:
         found["nvidia_driver_pci_root"] = LAB_PCI_ROOT
         found["lab_gpu_model"] = node.gpu
         found["lab_gpu_count"] = node.gpu_count
     return found
+
+
+def _shared_models(handover: Handover) -> str | None:
+    """The folder of models on the file system that was made for the fleet, the faster one where there are two."""
+    paths = {storage.kind: storage.path for storage in handover.shared_storage}
+    return next((f"{paths[kind]}/models" for kind in ("lustre", "efs") if kind in paths), None)
 
 
 def _fabric_vars(node: Node, pool: LockedPool, engines: list[dict[str, str]]) -> dict[str, object]:
