@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from gpuyard.cli import app
 from gpuyard.cli.guard import documented_to_replace
 from gpuyard.guard import Resource, read
 from gpuyard.guard.rules import Allowed, findings
+from gpuyard.provision import Ref
+from gpuyard.provision.aws import wanted
+from gpuyard.provision.refusals import Machines
+from gpuyard.spec.loader import load_fleet
 
 PROJECT = Path(__file__).parents[2]
 INSTANCE, TEMPLATE = "aws:ec2/instance:Instance", "aws:ec2/launchTemplate:LaunchTemplate"
@@ -22,6 +27,10 @@ RESERVATION = "aws:ec2/capacityReservation:CapacityReservation"
 BLOCK = "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock"
 LATER = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 FOUR = {"blockPublicAcls": True, "blockPublicPolicy": True, "ignorePublicAcls": True, "restrictPublicBuckets": True}
+MANAGED = "arn:aws:iam::aws:policy"
+IMDSV2 = {"metadataOptions": {"httpTokens": "required"}}
+GOOD_DISK = {"deviceName": "/dev/xvda", "ebs": {"encrypted": "true"}}
+GOOD_TEMPLATE: dict[str, Any] = {**IMDSV2, "blockDeviceMappings": [GOOD_DISK]}
 GOOD_MACHINE: dict[str, Any] = {
     "instanceType": "g6e.12xlarge",
     "metadataOptions": {"httpTokens": "required"},
@@ -48,6 +57,22 @@ def policy(**statement: Any) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **statement}]})
 
 
+def let_in(**condition: Mapping[str, object]) -> Resource:
+    """A bucket's policy for everybody under a condition."""
+    text = policy(Action="s3:GetObject", Principal="*", Resource="arn:aws:s3:::models/*", Condition=condition)
+    return one("aws:s3/bucketPolicy:BucketPolicy", policy=text)
+
+
+def trusted(**condition: Mapping[str, object]) -> Resource:
+    """A role for everybody under a condition."""
+    text = policy(Action="sts:AssumeRole", Principal={"AWS": "*"}, Condition=condition)
+    return one("aws:iam/role:Role", assumeRolePolicy=text)
+
+
+def may(resource: str | list[str], **more: Any) -> Resource:
+    return one("aws:iam/groupPolicy:GroupPolicy", policy=policy(Action="s3:GetObject", Resource=resource, **more))
+
+
 REFUSED: Mapping[str, tuple[Resource, str]] = {
     "SSH from anywhere": (one(GROUP, ingress=[ingress(22, "0.0.0.0/0")]), "GUARD-OPEN-GROUP"),
     "anything from anywhere, IPv6": (one(GROUP, ingress=[ingress(0, "::/0", protocol="-1")]), "GUARD-OPEN-GROUP"),
@@ -60,12 +85,44 @@ REFUSED: Mapping[str, tuple[Resource, str]] = {
         one("aws:ec2/securityGroupRule:SecurityGroupRule", type="ingress", **ingress(22, "0.0.0.0/0")),
         "GUARD-OPEN-GROUP",
     ),
-    "IMDSv1 by default": (one(TEMPLATE), "GUARD-IMDS"),
+    "half of the world": (one(GROUP, ingress=[ingress(22, "128.0.0.0/1")]), "GUARD-OPEN-GROUP"),
+    "both halves of the world": (
+        one(GROUP, ingress=[{**ingress(22, ""), "cidrBlocks": ["0.0.0.0/1", "128.0.0.0/1"]}]),
+        "GUARD-OPEN-GROUP",
+    ),
+    "the world in 256 parts": (
+        one(GROUP, ingress=[ingress(22, f"{number}.0.0.0/8") for number in range(256)]),
+        "GUARD-OPEN-GROUP",
+    ),
+    "the world of IPv6 in two parts": (
+        one(GROUP, ingress=[ingress(22, "::/1"), ingress(22, "8000::/1")]),
+        "GUARD-OPEN-GROUP",
+    ),
+    "seven bits": (one(GROUP, ingress=[ingress(22, "10.0.0.0/7")]), "GUARD-OPEN-GROUP"),
+    "fifteen bits of IPv6": (one(GROUP, ingress=[ingress(22, "2600::/15")]), "GUARD-OPEN-GROUP"),
+    "the VPC's own group": (
+        one("aws:ec2/defaultSecurityGroup:DefaultSecurityGroup", ingress=[ingress(22, "0.0.0.0/0")]),
+        "GUARD-OPEN-GROUP",
+    ),
+    "IMDSv1 by default": (one(TEMPLATE, blockDeviceMappings=[GOOD_DISK]), "GUARD-IMDS"),
     "IMDSv1 by name": (one(INSTANCE, **{**GOOD_MACHINE, "metadataOptions": {"httpTokens": "optional"}}), "GUARD-IMDS"),
     "a bare root volume": (one(INSTANCE, **{**GOOD_MACHINE, "rootBlockDevice": {}}), "GUARD-UNENCRYPTED"),
     "a root volume by default": (one(INSTANCE, metadataOptions={"httpTokens": "required"}), "GUARD-UNENCRYPTED"),
     "a template's bare volume": (
-        one(TEMPLATE, metadataOptions={"httpTokens": "required"}, blockDeviceMappings=[{"ebs": {"volumeSize": 100}}]),
+        one(TEMPLATE, **{**GOOD_TEMPLATE, "blockDeviceMappings": [{**GOOD_DISK, "ebs": {"volumeSize": 100}}]}),
+        "GUARD-UNENCRYPTED",
+    ),
+    "a template that says nothing of its volumes": (one(TEMPLATE, **IMDSV2), "GUARD-UNENCRYPTED"),
+    "a template that says nothing of its root": (
+        one(TEMPLATE, **IMDSV2, blockDeviceMappings=[{**GOOD_DISK, "deviceName": "/dev/sdf"}]),
+        "GUARD-UNENCRYPTED",
+    ),
+    "a machine of a template that nobody shows": (
+        one(INSTANCE, launchTemplate={"id": "lt-0123456789abcdef0", "version": "$Latest"}),
+        "GUARD-UNENCRYPTED",
+    ),
+    "a machine of a template, with a root of its own": (
+        one(INSTANCE, launchTemplate={"id": LATER}, rootBlockDevice={"volumeSize": 100}),
         "GUARD-UNENCRYPTED",
     ),
     "a bare EFS": (one("aws:efs/fileSystem:FileSystem"), "GUARD-UNENCRYPTED"),
@@ -84,6 +141,79 @@ REFUSED: Mapping[str, tuple[Resource, str]] = {
     "a role for everybody": (
         one("aws:iam/role:Role", assumeRolePolicy=policy(Action="sts:AssumeRole", Principal={"AWS": "*"})),
         "GUARD-WILDCARD-IAM",
+    ),
+    "all resources but some": (
+        one("aws:iam/policy:Policy", policy=policy(Action="s3:GetObject", NotResource="arn:aws:s3:::secret/*")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "an action by its length": (
+        one("aws:iam/userPolicy:UserPolicy", policy=policy(Action="iam:???????e", Resource="arn:aws:s3:::models/*")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "every action, in a group's policy": (
+        one("aws:iam/groupPolicy:GroupPolicy", policy=policy(Action="*", Resource="arn:aws:s3:::models/*")),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "every bucket": (may("arn:aws:s3:::*"), "GUARD-WILDCARD-IAM"),
+    "every object of every bucket": (may(["arn:aws:s3:::models/*", "arn:aws:s3:::*/*"]), "GUARD-WILDCARD-IAM"),
+    "every resource, spelt out": (may("arn:*:*:*:*:*"), "GUARD-WILDCARD-IAM"),
+    "every secret": (may("arn:aws:secretsmanager:us-east-1:111122223333:secret:*"), "GUARD-WILDCARD-IAM"),
+    "every role": (may("arn:aws:iam::111122223333:role/*"), "GUARD-WILDCARD-IAM"),
+    "AWS's widest policy": (
+        one("aws:iam/rolePolicyAttachment:RolePolicyAttachment", policyArn=f"{MANAGED}/AdministratorAccess"),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "AWS's widest policy but one": (
+        one("aws:iam/userPolicyAttachment:UserPolicyAttachment", policyArn=f"{MANAGED}/PowerUserAccess"),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "all of a service": (
+        one("aws:iam/groupPolicyAttachment:GroupPolicyAttachment", policyArn=f"{MANAGED}/AmazonS3FullAccess"),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "all of a service, another spelling": (
+        one("aws:iam/policyAttachment:PolicyAttachment", policyArn=f"{MANAGED}/AWSLambda_FullAccess"),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "AWS's policy of another partition, in a folder": (
+        one(
+            "aws:iam/role:Role",
+            managedPolicyArns=["arn:aws-us-gov:iam::aws:policy/job-function/DatabaseAdministrator"],
+        ),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a role for everybody but one": (
+        one("aws:iam/role:Role", assumeRolePolicy=policy(Action="sts:AssumeRole", NotPrincipal={"AWS": "1" * 12})),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a role for everybody with a password": (
+        trusted(StringEquals={"sts:ExternalId": "gpuyard"}),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a role for everybody with a second factor": (
+        trusted(Bool={"aws:MultiFactorAuthPresent": "true"}),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "a role for a name in any account": (
+        trusted(ArnLike={"aws:PrincipalArn": "arn:aws:iam::*:role/node"}),
+        "GUARD-WILDCARD-IAM",
+    ),
+    "everybody over TLS": (let_in(Bool={"aws:SecureTransport": "true"}), "GUARD-PUBLIC-BUCKET"),
+    "everybody in any organization": (let_in(StringLike={"aws:PrincipalOrgID": "o-*"}), "GUARD-PUBLIC-BUCKET"),
+    "everybody through any endpoint": (let_in(StringLike={"aws:SourceVpce": ["vpce-1", "*"]}), "GUARD-PUBLIC-BUCKET"),
+    "everybody but an endpoint": (let_in(StringNotEquals={"aws:SourceVpce": "vpce-1"}), "GUARD-PUBLIC-BUCKET"),
+    "everybody that comes through no endpoint": (
+        let_in(StringEqualsIfExists={"aws:SourceVpce": "vpce-1"}),
+        "GUARD-PUBLIC-BUCKET",
+    ),
+    "everybody that has none of a set": (
+        let_in(**{"ForAllValues:StringEquals": {"aws:PrincipalAccount": "111122223333"}}),
+        "GUARD-PUBLIC-BUCKET",
+    ),
+    "for any bucket's sake": (let_in(ArnLike={"aws:SourceArn": "arn:aws:s3:::*"}), "GUARD-PUBLIC-BUCKET"),
+    "an ACL for everybody with an account": (
+        one("aws:s3/bucketAcl:BucketAcl", acl="authenticated-read"),
+        "GUARD-PUBLIC-BUCKET",
     ),
     "a public ACL": (one("aws:s3/bucketAcl:BucketAcl", acl="public-read"), "GUARD-PUBLIC-BUCKET"),
     "half a block": (one(BLOCK, **{**FOUR, "blockPublicPolicy": False}), "GUARD-PUBLIC-BUCKET"),
@@ -108,13 +238,29 @@ PASSES: Mapping[str, Resource] = {
     "the gateway's port from anywhere": one(GROUP, ingress=[ingress(8080, "0.0.0.0/0")]),
     "a network that is named": one(GROUP, ingress=[ingress(22, "10.0.0.0/8")]),
     "the group itself": one(GROUP, ingress=[{"protocol": "-1", "fromPort": 0, "toPort": 0, "self": True}]),
+    "eight bits, and sixteen of IPv6": one(GROUP, ingress=[ingress(22, "10.0.0.0/8"), ingress(22, "2600::/16")]),
+    "many networks that do not join": one(
+        GROUP, ingress=[ingress(22, f"203.0.{number}.0/24") for number in range(256)]
+    ),
+    "two wide networks on two ports": one(GROUP, ingress=[ingress(22, "10.0.0.0/8"), ingress(443, "11.0.0.0/8")]),
+    "a network that is known later": one(GROUP, ingress=[ingress(22, LATER), ingress(22, "no network")]),
+    "an open group that goes": Resource(GROUP, "it", {"ingress": [ingress(22, "0.0.0.0/0")]}, act="delete"),
     "a way out": one("aws:ec2/securityGroupRule:SecurityGroupRule", type="egress", **ingress(0, "0.0.0.0/0")),
     "a good machine": one(INSTANCE, **GOOD_MACHINE),
     "a machine of a template": one(INSTANCE, launchTemplate={"id": LATER}),
     "no metadata at all": one(INSTANCE, **{**GOOD_MACHINE, "metadataOptions": {"httpEndpoint": "disabled"}}),
-    "what is known later": one(TEMPLATE, metadataOptions=LATER),
-    "a template's volume, in its own words": one(
-        TEMPLATE, metadataOptions={"httpTokens": "required"}, blockDeviceMappings=[{"ebs": {"encrypted": "true"}}]
+    "a machine of a template that nobody shows, with a root of its own": one(
+        INSTANCE, launchTemplate={"name": "golden"}, rootBlockDevice={"encrypted": True}
+    ),
+    "what is known later": one(TEMPLATE, metadataOptions=LATER, blockDeviceMappings=LATER),
+    "a root of a name that is known later": one(
+        TEMPLATE, **IMDSV2, blockDeviceMappings=[{**GOOD_DISK, "deviceName": LATER}]
+    ),
+    "a template's volume, in its own words": one(TEMPLATE, **GOOD_TEMPLATE),
+    "a root of the other name, and a disk that is left out": one(
+        TEMPLATE,
+        **IMDSV2,
+        blockDeviceMappings=[{**GOOD_DISK, "deviceName": "/dev/sda1"}, {"deviceName": "/dev/sdf", "noDevice": ""}],
     ),
     "an encrypted EFS": one("aws:efs/fileSystem:FileSystem", encrypted=True),
     "one action on one bucket": one(
@@ -125,6 +271,25 @@ PASSES: Mapping[str, Resource] = {
     "a service's role": one(
         "aws:iam/role:Role",
         assumeRolePolicy=policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"}),
+    ),
+    "one group's streams of a log": may("arn:aws:logs:us-east-1:111122223333:log-group:/fleet:*"),
+    "some roles": may("arn:aws:iam::111122223333:role/fleet-*"),
+    "the sessions of the Systems Manager": one(
+        "aws:iam/rolePolicyAttachment:RolePolicyAttachment", policyArn=f"{MANAGED}/AmazonSSMManagedInstanceCore"
+    ),
+    "a policy of one's own": one(
+        "aws:iam/role:Role", managedPolicyArns=["arn:aws:iam::111122223333:policy/fleet-FullAccess", LATER]
+    ),
+    "a role for everybody in the organization": trusted(StringEquals={"aws:PrincipalOrgID": "o-abcdefghij"}),
+    "a role for some of an account": trusted(ArnLike={"aws:PrincipalArn": "arn:aws:iam::111122223333:role/node-*"}),
+    "a bucket for an account, over TLS": let_in(
+        Bool={"aws:SecureTransport": "true"}, StringLike={"AWS:principalaccount": ["111122223333"]}
+    ),
+    "a bucket for a bucket's sake": let_in(ArnEquals={"aws:SourceArn": "arn:aws:s3:::logs"}),
+    "a bucket for a VPC": let_in(**{"ForAnyValue:StringEquals": {"aws:SourceVpc": "vpc-1"}}),
+    "nobody without TLS": one(
+        "aws:s3/bucketPolicy:BucketPolicy",
+        policy=policy(Action="s3:*", Principal="*", Resource="*").replace("Allow", "Deny"),
     ),
     "a whole block": one(BLOCK, **FOUR),
     "a policy through an endpoint": one(
@@ -144,6 +309,15 @@ def test_what_is_safe_is_let_through(resource: Resource) -> None:
 
 def test_a_bucket_with_its_block_passes() -> None:
     assert rules(one("aws:s3/bucket:Bucket"), one(BLOCK, **FOUR)) == []
+
+
+def test_a_machine_is_as_encrypted_as_the_template_that_it_is_made_of() -> None:
+    """Judged once, at the template; also in a state, where what the template is called is known."""
+    of = {"launchTemplate": {"id": "lt-0123456789abcdef0"}}
+    machine = Resource(INSTANCE, "n", of, made_of=("urn-of-it",))
+    for template, expected in ((GOOD_TEMPLATE, []), (IMDSV2, ["GUARD-UNENCRYPTED"])):
+        assert rules(Resource(TEMPLATE, "t", template, urn="urn-of-it"), machine) == expected
+    assert rules(Resource(TEMPLATE, "t", GOOD_TEMPLATE, urn="another"), machine) == ["GUARD-UNENCRYPTED"]
 
 
 def test_consent_names_what_goes() -> None:
@@ -184,15 +358,14 @@ def test_a_replacement_is_told_where_the_sdk_documents_it_and_not_guessed(kind: 
 
 def test_a_machine_has_the_type_of_the_template_that_it_is_made_of() -> None:
     """Preview and state tell which one that is, also while its id is known later."""
-    imds = {"metadataOptions": {"httpTokens": "required"}}
 
     def step(kind: str, name: str, inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"op": "create", "urn": urn(kind, name), "newState": {"type": kind, "inputs": inputs, **more}}
 
     spot = {"instanceMarketOptions": {"marketType": "spot"}}
     steps = [
-        step(TEMPLATE, "large", {**imds, "instanceType": "p5.48xlarge"}),
-        step(TEMPLATE, "small", {**imds, **spot, "instanceType": "g6e.12xlarge"}),
+        step(TEMPLATE, "large", {**GOOD_TEMPLATE, "instanceType": "p5.48xlarge"}),
+        step(TEMPLATE, "small", {**GOOD_TEMPLATE, **spot, "instanceType": "g6e.12xlarge"}),
         step(
             INSTANCE, "a", {"launchTemplate": LATER}, propertyDependencies={"launchTemplate": [urn(TEMPLATE, "large")]}
         ),
@@ -204,6 +377,48 @@ def test_a_machine_has_the_type_of_the_template_that_it_is_made_of() -> None:
     allowed = Allowed(usd_per_hour=1.0, price=lambda *of: asked.append(of) or 0.5)
     assert findings(read({"steps": steps}), allowed) == []
     assert asked == [("p5.48xlarge", "on-demand"), ("g6e.12xlarge", "spot")]
+
+
+# --- our own fleets --------------------------------------------------------------------------------------------------
+
+
+def as_previewed(row: Mapping[str, Any], name: str) -> Resource:
+    """Of the previews that are kept for review; `<name>` there is what is known later."""
+
+    def plain(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: plain(item) for key, item in value.items()}
+            case list():
+                return [plain(item) for item in value]
+            case str() if value.startswith("<"):
+                return LATER
+            case _:
+                return value
+
+    template = str((row.get("launchTemplate") or {}).get("id", "")).strip("<>")
+    return Resource(row["type"], name, plain(row), act="create", urn=name, made_of=(template,) if template else ())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "tests/emulated_aws/previews").glob("*.yaml")), ids=lambda it: it.stem
+)
+def test_what_our_own_program_makes_is_clean(path: Path) -> None:
+    resources = [as_previewed(row, name) for name, row in yaml.safe_load(path.read_text()).items()]
+    assert {INSTANCE, TEMPLATE, GROUP, BLOCK} <= {resource.type for resource in resources}
+    assert rules(*resources) == []
+
+
+def test_our_bucket_s_policy_is_clean_and_would_not_be_without_its_condition() -> None:
+    def known(value: Any) -> Any:
+        return "vpce-0123456789abcdef0" if isinstance(value, Ref) else value
+
+    fleet = load_fleet(PROJECT / "fleets/aws-p5en.yaml")
+    [made] = [item for item in wanted(fleet, Machines.known()) if item.kind == "s3.BucketPolicy"]
+    text = json.dumps(made.inputs["policy"].data, default=known)
+    assert rules(one("aws:s3/bucketPolicy:BucketPolicy", policy=text)) == []
+    other = text.replace("aws:SourceVpce", "aws:UserAgent")
+    assert rules(one("aws:s3/bucketPolicy:BucketPolicy", policy=other)) == ["GUARD-PUBLIC-BUCKET"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from gpuyard.guard import Resource, changed
+from gpuyard.spec.networks import too_wide
 
-WORLD = ("0.0.0.0/0", "::/0")
 NODES = ("aws:ec2/instance:Instance",)
 RESERVATIONS = (
     "aws:ec2/capacityReservation:CapacityReservation",
     "aws:ec2/capacityBlockReservation:CapacityBlockReservation",
 )
-POLICIES = tuple(f"aws:iam/{name}" for name in ("policy:Policy", "rolePolicy:RolePolicy", "userPolicy:UserPolicy"))
+TEMPLATES = ("aws:ec2/launchTemplate:LaunchTemplate",)
+GROUPS = ("aws:ec2/securityGroup:SecurityGroup", "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup")
+POLICIES = tuple(
+    f"aws:iam/{name}"
+    for name in ("policy:Policy", "rolePolicy:RolePolicy", "userPolicy:UserPolicy", "groupPolicy:GroupPolicy")
+)
 BUCKETS = ("aws:s3/bucket:Bucket", "aws:s3/bucketV2:BucketV2")
 BLOCKS = ("aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock",)
+ROOTS = ("/dev/xvda", "/dev/sda1")
+"""What images call their root volume, as EC2 documents it."""
+NARROWING = frozenset(
+    f"aws:{name}"
+    for name in (
+        "sourcevpce",
+        "sourcevpc",
+        "sourceaccount",
+        "sourcearn",
+        "principalorgid",
+        "principalaccount",
+        "principalarn",
+    )
+)
+"""Keys of a condition that say who, in small letters: AWS takes them in any. Others everybody can fulfil, as TLS."""
+# An operator that holds only where the key is there: IfExists and ForAllValues let a request through that has none.
+_NARROWS = re.compile(r"(?i)(ForAnyValue:)?(String(Equals(IgnoreCase)?|Like)|Arn(Equals|Like))")
+# AWS's own policies are AWS's to widen; these are wide by their name. AmazonSSMManagedInstanceCore is none of them.
+_WIDE_POLICY = re.compile(r"arn:aws[a-z-]*:iam::aws:policy/(.*/)?[^/]*(Administrator|PowerUser|FullAccess)[^/]*")
 _SECRET = "4dabf18193072939515e22adb298388d"  # noqa: S105 - the engine's mark of a value that it does not show
 
 
@@ -61,8 +86,18 @@ Rule = Callable[[Resource, Allowed], Iterator[GuardFinding]]
 
 def findings(resources: Sequence[Resource], allowed: Allowed) -> list[GuardFinding]:
     """Everything that the rules say, in the order of the resources; what concerns all of them comes last."""
-    found = [finding for resource in resources for rule in RULES for finding in rule(resource, allowed)]
-    return [*found, *_buckets_without_a_block(resources), *_cost(resources, allowed)]
+    found = [
+        finding
+        for resource in resources
+        for rule in (RULES if resource.act == "delete" else (*RULES, *OPENINGS))
+        for finding in rule(resource, allowed)
+    ]
+    together = (
+        _machines_of_templates_elsewhere(resources),
+        _buckets_without_a_block(resources),
+        _cost(resources, allowed),
+    )
+    return [*found, *(finding for findings_of in together for finding in findings_of)]
 
 
 # --- what a change would lose --------------------------------------------------------------------------------------
@@ -107,7 +142,7 @@ def _loss(resource: Resource, allowed: Allowed) -> str:
 def open_groups(resource: Resource, allowed: Allowed) -> Iterator[GuardFinding]:
     rules: list[Mapping[str, Any]] = []
     match resource.type:
-        case "aws:ec2/securityGroup:SecurityGroup":
+        case kind if kind in GROUPS:
             rules = list(_mappings(resource.inputs.get("ingress")))
         case "aws:ec2/securityGroupRule:SecurityGroupRule" if resource.inputs.get("type") == "ingress":
             rules = [resource.inputs]
@@ -115,22 +150,25 @@ def open_groups(resource: Resource, allowed: Allowed) -> Iterator[GuardFinding]:
             rules = [resource.inputs]
         case _:
             pass
+    by_port: dict[tuple[str, object, object], list[str]] = {}
     for rule in rules:
         sources = [*_texts(rule.get("cidrBlocks")), *_texts(rule.get("ipv6CidrBlocks"))]
         sources += [rule[key] for key in ("cidrIpv4", "cidrIpv6") if isinstance(rule.get(key), str)]
         first, last = rule.get("fromPort"), rule.get("toPort")
-        protocol = rule.get("protocol", rule.get("ipProtocol"))
-        if first == last == allowed.gateway_port and protocol in ("tcp", "6", 6):
+        protocol = str(rule.get("protocol", rule.get("ipProtocol")))
+        if first == last == allowed.gateway_port and protocol in ("tcp", "6"):
             continue
-        if world := [source for source in sources if source in WORLD]:
-            ports = "every port" if str(protocol) == "-1" else f"{protocol} {first}-{last}"
+        by_port.setdefault((protocol, first, last), []).extend(sources)
+    for (protocol, first, last), sources in by_port.items():
+        if world := too_wide(sources):
+            ports = "every port" if protocol == "-1" else f"{protocol} {first}-{last}"
             why = f"the world may reach the gateway's port {allowed.gateway_port} and nothing else"
             change = "name the networks that may, or the group itself (self)"
-            yield GuardFinding("GUARD-OPEN-GROUP", resource.name, f"{ports} from {world[0]}", why, change)
+            yield GuardFinding("GUARD-OPEN-GROUP", resource.name, f"{ports} from {world}", why, change)
 
 
 def metadata_service(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
-    of_template = resource.type == "aws:ec2/launchTemplate:LaunchTemplate"
+    of_template = resource.type in TEMPLATES
     # A machine made from a template has the template's options unless it says its own.
     of_machine = resource.type in NODES and not (
         resource.inputs.get("launchTemplate") and "metadataOptions" not in resource.inputs
@@ -154,17 +192,23 @@ def volumes(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
     match resource.type:
         case "aws:ebs/volume:Volume" | "aws:efs/fileSystem:FileSystem":
             blocks = [("", inputs.get("encrypted"))]
-        case "aws:ec2/launchTemplate:LaunchTemplate":
-            for mapping in _mappings(inputs.get("blockDeviceMappings")):
+        case kind if kind in TEMPLATES:
+            devices = inputs.get("blockDeviceMappings")
+            named: list[object] = []
+            for mapping in _mappings(devices):
                 ebs = mapping.get("ebs")
                 if isinstance(ebs, Mapping):
                     its = cast("Mapping[str, Any]", ebs)
+                    named.append(mapping.get("deviceName"))
                     blocks.append((f" {mapping.get('deviceName', '')}", its.get("encrypted")))
+            # What a template does not say, the image does: mostly a volume in the clear.
+            if not _later(devices) and not any(name in ROOTS or _later(name) for name in named):
+                blocks.append((f" root ({' or '.join(ROOTS)})", None))
         case kind if kind in NODES:
-            devices = [inputs.get("rootBlockDevice")] if "rootBlockDevice" in inputs else []
-            for device in [*_mappings(devices), *_mappings(inputs.get("ebsBlockDevices"))]:
+            root = inputs.get("rootBlockDevice")
+            for device in [*_mappings([root]), *_mappings(inputs.get("ebsBlockDevices"))]:
                 blocks.append((f" {device.get('deviceName', 'root')}", device.get("encrypted")))
-            if "rootBlockDevice" not in inputs and not inputs.get("launchTemplate"):
+            if root is None and not inputs.get("launchTemplate"):
                 blocks.append((" root", None))
         case _:
             pass
@@ -176,6 +220,7 @@ def volumes(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
 
 
 def wildcard_rights(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
+    why = "a machine that is taken over could do all that with it"
     documents: list[tuple[str, object]] = []
     if resource.type in POLICIES:
         documents = [("policy", resource.inputs.get("policy"))]
@@ -187,20 +232,27 @@ def wildcard_rights(resource: Resource, _allowed: Allowed) -> Iterator[GuardFind
         for statement in _statements(document):
             if statement.get("Effect") != "Allow":
                 continue
-            wild = [f"action {action}" for action in _texts(statement.get("Action")) if "*" in action]
-            wild += [f"resource {name}" for name in _texts(statement.get("Resource")) if name == "*"]
+            actions, names = _texts(statement.get("Action")), _texts(statement.get("Resource"))
+            wild = [f"action {action}" for action in actions if "*" in action or "?" in action]
+            wild += [f"resource {name}" for name in names if _every(name)]
             wild += ["every action but some"] if "NotAction" in statement else []
+            wild += ["every resource but some"] if "NotResource" in statement else []
             wild += ["principal *"] if _anybody_may(statement) else []
             if wild:
-                why = "a machine that is taken over could do all that with it"
                 change = "name the actions and the resources, or whom to trust"
                 yield GuardFinding("GUARD-WILDCARD-IAM", resource.name, f"{where}: {', '.join(wild)}", why, change)
+    if resource.type.startswith("aws:iam/"):
+        keys = ("policyArn", "policyArns", "managedPolicyArns")
+        for arn in [arn for key in keys for arn in _texts(resource.inputs.get(key)) if _WIDE_POLICY.fullmatch(arn)]:
+            change = "write a policy of your own that names the actions and the resources"
+            yield GuardFinding("GUARD-WILDCARD-IAM", resource.name, f"AWS's policy {arn}", why, change)
 
 
 def public_buckets(resource: Resource, _allowed: Allowed) -> Iterator[GuardFinding]:
     why = "models and their manifests would be the world's to read, or to change"
     acl = resource.inputs.get("acl")
-    if resource.type.startswith("aws:s3/bucket") and isinstance(acl, str) and acl.startswith("public"):
+    anybody = isinstance(acl, str) and (acl.startswith("public") or acl == "authenticated-read")
+    if resource.type.startswith("aws:s3/bucket") and anybody:
         yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, f"its ACL is {acl}", why, "set acl: private")
     if resource.type in BLOCKS:
         four = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets")
@@ -215,18 +267,28 @@ def public_buckets(resource: Resource, _allowed: Allowed) -> Iterator[GuardFindi
                 yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, "its policy lets everybody in", why, change)
 
 
-RULES: tuple[Rule, ...] = (
-    nodes_that_serve,
-    reservations,
-    open_groups,
-    metadata_service,
-    volumes,
-    wildcard_rights,
-    public_buckets,
-)
+RULES: tuple[Rule, ...] = (nodes_that_serve, reservations)
+OPENINGS: tuple[Rule, ...] = (open_groups, metadata_service, volumes, wildcard_rights, public_buckets)
+"""Of what stays or comes: what goes opens nothing any more."""
 
 
 # --- all of them together ------------------------------------------------------------------------------------------
+
+
+def _machines_of_templates_elsewhere(resources: Sequence[Resource]) -> Iterator[GuardFinding]:
+    """A template that is in the file is judged there; one that nobody shows says nothing of its volumes."""
+    here = {it.urn for it in resources if it.type in TEMPLATES}
+    for machine in resources:
+        template = machine.inputs.get("launchTemplate")
+        if machine.type not in NODES or machine.act == "delete" or not isinstance(template, Mapping):
+            continue
+        its = cast("Mapping[str, Any]", template)
+        named = its.get("id") or its.get("name")
+        unsaid = machine.inputs.get("rootBlockDevice") is None and not here.intersection(machine.made_of)
+        if unsaid and not _later(its) and not _later(named):
+            why = "what it says of its volumes is not to be seen, and the image's own are mostly in the clear"
+            change = "set rootBlockDevice: {encrypted: true}, or make the template in this stack"
+            yield GuardFinding("GUARD-UNENCRYPTED", machine.name, f"its template {named} is not here", why, change)
 
 
 def _buckets_without_a_block(resources: Sequence[Resource]) -> Iterator[GuardFinding]:
@@ -244,7 +306,7 @@ def _cost(resources: Iterable[Resource], allowed: Allowed) -> Iterator[GuardFind
     if allowed.usd_per_hour is None:
         return
     total, unknown = 0.0, set[str]()
-    templates = {it.urn: it for it in resources if it.type == "aws:ec2/launchTemplate:LaunchTemplate"}
+    templates = {it.urn: it for it in resources if it.type in TEMPLATES}
     for machine in resources:
         if machine.type not in NODES or machine.act == "delete":
             continue
@@ -302,9 +364,47 @@ def _statements(document: object) -> Iterator[Mapping[str, Any]]:
         yield from _mappings(cast("list[object]", told) if isinstance(told, list) else [told])
 
 
+def _every(name: str) -> bool:
+    """Whether the name of a resource means all, or all of one kind: `*`, `arn:aws:s3:::*`, `arn:…:role/*`.
+
+    `arn:aws:s3:::models/*` is one bucket's objects, and `…:log-group:/fleet:*` one group's streams.
+    """
+    if not name.strip("*?:/"):
+        return True
+    parts = name.split(":", 5)
+    if len(parts) < 6:
+        return False
+    account, its = parts[4:]
+    of_a_kind = re.fullmatch(r"[a-z-]+[:/][*?]+", its) if account else None
+    return bool(of_a_kind) or not its.strip("*?:/")
+
+
 def _anybody_may(statement: Mapping[str, Any]) -> bool:
-    """Whether everybody is meant, under no condition."""
-    principal = statement.get("Principal")
-    if isinstance(principal, Mapping):
-        principal = cast("Mapping[str, Any]", principal).get("AWS")
-    return "*" in _texts(principal) and not statement.get("Condition")
+    """Whether everybody is meant, and no condition says who."""
+    principal: object = statement.get("Principal")
+    told = list(cast("Mapping[str, Any]", principal).values()) if isinstance(principal, Mapping) else [principal]
+    everybody = "NotPrincipal" in statement or any("*" in _texts(who) for who in told)
+    return everybody and not _says_who(statement.get("Condition"))
+
+
+def _says_who(condition: object) -> bool:
+    """Whether one of the conditions, all of which have to hold, leaves only some that may."""
+    if not isinstance(condition, Mapping):
+        return _later(condition)
+    for operator, asked in cast("Mapping[str, Any]", condition).items():
+        if not _NARROWS.fullmatch(operator) or not isinstance(asked, Mapping):
+            continue
+        for key, value in cast("Mapping[str, Any]", asked).items():
+            names = _texts(value)
+            if key.lower() in NARROWING and (_later(value) or (names and all(map(_is_named, names)))):
+                return True
+    return False
+
+
+def _is_named(value: str) -> bool:
+    """Whether a value means one, or all of one account: of an ARN the account, else the whole, without a wildcard."""
+    if not value.startswith("arn:"):
+        return bool(value) and not {"*", "?"} & set(value)
+    parts = value.split(":", 5)
+    its = parts[4] or parts[-1]
+    return len(parts) == 6 and not {"*", "?"} & set(its)
