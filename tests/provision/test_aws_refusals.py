@@ -174,6 +174,21 @@ SPEC = {
         "SPEC-AWS-ACCESS",
     ),
     "SSH open to nobody": ("aws-g6e", ("method: ssm", "method: ssh"), "SPEC-AWS-ACCESS"),
+    "SSH open to the world": (
+        "aws-g6e",
+        ("method: ssm", "method: ssh\n    sources: [10.0.0.0/8, 0.0.0.0/0]"),
+        "SPEC-AWS-ACCESS",
+    ),
+    "SSH open to the world in two halves": (
+        "aws-g6e",
+        ("method: ssm", "method: ssh\n    sources: [0.0.0.0/1, 128.0.0.0/1]"),
+        "SPEC-AWS-ACCESS",
+    ),
+    "a bastion, and SSH open to the world all the same": (
+        "aws-g6e",
+        ("method: ssm", "method: bastion\n    bastion: ops@bastion.example.com\n    sources: [0.0.0.0/0]"),
+        "SPEC-AWS-ACCESS",
+    ),
     "a placement group with a Capacity Block": (
         "aws-p5en",
         (
@@ -220,6 +235,28 @@ def test_a_spec_that_contradicts_itself_is_refused(
     with pytest.raises(RefusedError) as refused:
         changed(name, change)
     assert refused.value.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("access", "who"),
+    [("ssh", "the operators' addresses"), ("bastion\n    bastion: ops@bastion.example.com", "the bastion's address")],
+    ids=["ssh", "bastion"],
+)
+def test_ssh_is_open_to_networks_that_are_named_and_the_refusal_says_to_whom(
+    changed: Changed, access: str, who: str
+) -> None:
+    def opened_to(sources: str) -> Fleet:
+        return changed("aws-g6e", ("method: ssm", f"method: {access}\n    sources: [{sources}]"))
+
+    assert refusals(opened_to("203.0.113.7/32, 10.0.0.0/8"), MACHINES) == []
+    with pytest.raises(RefusedError, match=who) as refused:
+        opened_to("203.0.113.7/32, 0.0.0.0/0")
+    assert "aws.access.sources" in str(refused.value)
+    assert "0.0.0.0/0" in str(refused.value)
+
+
+def test_sources_that_open_nothing_are_let_be(changed: Changed) -> None:
+    assert changed("aws-g6e", ("method: ssm", "method: ssm\n    sources: [0.0.0.0/0]")).aws
 
 
 def test_a_capacity_block_comes_with_its_end(changed: Changed) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from gpuyard.spec.networks import too_wide
+
 Path = tuple[str | int, ...]
 
 # Other keys are shown quoted: a key may hold what a terminal would obey.
@@ -226,9 +228,16 @@ def _the_bastion_is_named(root: dict[str, object]) -> Iterator[Broken]:
     method, path = access.get("method", "ssm"), ("aws", "access", "bastion")
     if method == "bastion" and access.get("bastion") is None:
         yield Broken("SPEC-AWS-ACCESS", path, "nothing", "user@host of the bastion")
-    if method in ("bastion", "ssh") and not access.get("sources"):
-        path = ("aws", "access", "sources")
+    if method not in ("bastion", "ssh"):
+        return
+    path, given = ("aws", "access", "sources"), access.get("sources")
+    sources = [it for it in cast("list[object]", given) if isinstance(it, str)] if isinstance(given, list) else []
+    if not given:
         yield Broken("SPEC-AWS-ACCESS", path, "nothing", f"the addresses that SSH is open to with method {method}")
+    elif wide := too_wide(sources):
+        who = "the bastion's address" if method == "bastion" else "the operators' addresses"
+        allowed = f"{who}, e.g. 203.0.113.7/32: SSH is open to no network wider than a /8"
+        yield Broken("SPEC-AWS-ACCESS", path, wide, allowed)
 
 
 def _placement_goes_with_the_purchase(root: dict[str, object]) -> Iterator[Broken]:
