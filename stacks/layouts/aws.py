@@ -71,7 +71,10 @@ class AwsFleet(pulumi.ComponentResource):
         made = Maker(fleet.name, opts, hooks, there).make(items)
         nodes = {
             item.name: pulumi.Output.all(
-                id=made[item.name].id, address=made[item.name].private_ip, zone=made[item.name].availability_zone
+                id=made[item.name].id,
+                address=made[item.name].private_ip,
+                zone=made[item.name].availability_zone,
+                type=made[item.name].instance_type,
             )
             for item in items
             if item.kind == "ec2.Instance"

@@ -234,7 +234,8 @@ def found(account: Account, made_id: str) -> Props:
 
 def address(account: Account, made_id: str, props: Props) -> Props:
     one = found(account, made_id)
-    return {"privateIp": one["PrivateIpAddress"], "availabilityZone": one["Placement"]["AvailabilityZone"]}
+    zone = one["Placement"]["AvailabilityZone"]
+    return {"privateIp": one["PrivateIpAddress"], "availabilityZone": zone, "instanceType": one["InstanceType"]}
 
 
 def retag_instance(account: Account, made_id: str, news: Props) -> None:

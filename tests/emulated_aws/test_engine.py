@@ -94,6 +94,7 @@ def test_the_handover_makes_an_inventory_over_sessions_of_the_systems_manager(p5
     told = inventory.hostvars["aws-p5en-large-0"]
     assert told["ansible_host"] == machine["PrivateIpAddress"]
     assert f"--target {machine['InstanceId']}" in str(told["ansible_ssh_common_args"])
+    assert told["nvme_cache_disks"] == 8
     assert (handover.shared_storage[0].kind, handover.shared_storage[0].path) == ("lustre", "/mnt/lustre")
     assert handover.endpoint.startswith("http://aws-p5en-gateway-")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpuyard.catalog import load_network_cards
+from gpuyard.handover import Handover
 from gpuyard.handover.aws import Made, handover_of
 from gpuyard.provision import Json, Ref, Wanted
 from gpuyard.provision.aws import wanted
@@ -177,21 +178,43 @@ def test_gateways_may_ask_a_node_whether_it_goes_on() -> None:
     assert group["ingress"] == group["egress"] == opened
 
 
+def handed_over(fleet: Fleet, **types: str) -> Handover:
+    """What a fleet hands over once it is made. `types`: of the machines of a part, as AWS tells them."""
+    machines = [item for item in wanted(fleet, MACHINES) if item.kind == "ec2.Instance"]
+    nodes = {
+        item.name: {
+            "id": f"i-{number:017x}",
+            "address": f"10.60.0.{number + 4}",
+            "zone": "us-east-1a",
+            "type": types.get(item.part, "c7i.xlarge"),
+        }
+        for number, item in enumerate(machines)
+    }
+    lustre = {"dns_name": "fs-1.fsx.us-east-1.amazonaws.com", "mount_name": "abcd"}
+    key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
+    made = Made("gateway.example.com", nodes, lustre, {"dns_name": "fs-2.efs.us-east-1.amazonaws.com"})
+    return handover_of(fleet, "prod", f"sha256:{'0' * 64}", key, "A" * 40, made)
+
+
 def test_a_node_in_a_capacity_block_is_handed_over_with_its_end(changed: Changed) -> None:
     def ends(fleet: Fleet) -> set[tuple[str, str | None]]:
-        machines = [item for item in wanted(fleet, MACHINES) if item.kind == "ec2.Instance"]
-        nodes = {
-            item.name: {"id": f"i-{number:017x}", "address": f"10.60.0.{number + 4}", "zone": "us-east-1a"}
-            for number, item in enumerate(machines)
-        }
-        lustre = {"dns_name": "fs-1.fsx.us-east-1.amazonaws.com", "mount_name": "abcd"}
-        key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
-        made = Made("gateway.example.com", nodes, lustre, {"dns_name": "fs-2.efs.us-east-1.amazonaws.com"})
-        handover = handover_of(fleet, "prod", f"sha256:{'0' * 64}", key, "A" * 40, made)
-        return {(node.role, node.block_ends) for node in handover.nodes}
+        return {(node.role, node.block_ends) for node in handed_over(fleet).nodes}
 
     assert ends(changed("aws-p5en", *IN_A_BLOCK)) == {("gateway", None), ("gpu", "2026-12-07T11:30:00Z")}
     assert ends(fleet_of("aws-p5en")) == {("gateway", None), ("gpu", None)}
+
+
+@pytest.mark.parametrize(
+    ("instance", "disks"),
+    [("p5en.48xlarge", 8), ("g6e.12xlarge", 2), ("p3.16xlarge", None), ("p9.48xlarge", None)],
+    ids=["eight", "as it was made, whatever the spec asks for", "none", "a type that is not known"],
+)
+def test_a_node_is_handed_over_with_the_local_disks_of_its_machine(instance: str, disks: int | None) -> None:
+    """A gateway has none to be held to, of whatever type it is."""
+    found = {(node.role, node.nvme_disks) for node in handed_over(fleet_of("aws-p5en"), large=instance).nodes}
+    assert found == {("gateway", None), ("gpu", disks)}
+    of_gateways = handed_over(fleet_of("aws-p5en"), large=instance, gateway="g6e.12xlarge")
+    assert {node.nvme_disks for node in of_gateways.nodes if node.role == "gateway"} == {None}
 
 
 def test_spot_reservation_and_capacity_block_stand_in_the_template(changed: Changed) -> None:

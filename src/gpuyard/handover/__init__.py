@@ -100,6 +100,8 @@ class Node(Closed):
     """Failure domain that it stands in."""
     block_ends: Moment | None = None
     """When the Capacity Block ends that it runs in."""
+    nvme_disks: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Local NVMe disks that its type of machine has; left out where nobody knows."""
     fabric: Fabric | None = None
     """The network to the other GPU nodes, where it is not the host's own."""
 

@@ -19,7 +19,7 @@ class Made:
     endpoint: str
     """Name of the load balancer."""
     nodes: Mapping[str, Mapping[str, str]]
-    """`id`, `address` and `zone` of each machine by its node's name."""
+    """`id`, `address`, `zone` and `type` of each machine by its node's name."""
     lustre: Mapping[str, str] | None = None
     """`dns_name` and `mount_name`."""
     efs: Mapping[str, str] | None = None
@@ -45,6 +45,9 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
         told = made.nodes[str(node["name"])]
         node |= {"address": told["address"], "port": 22, "simulated": False}
         node |= {"instance_id": told["id"], "zone": told["zone"]}
+        if node["role"] == "gpu":
+            # Of the machine that is there: it stays as it was made, also where the spec asks for another type by now.
+            node["nvme_disks"] = nvme_disks_of(told.get("type"))
     storage = [("lustre", f"{files['dns_name']}@tcp:/{files['mount_name']}") for files in (made.lustre,) if files]
     storage += [("efs", f"{files['dns_name']}:/") for files in (made.efs,) if files]
     return Handover.model_validate(
@@ -75,6 +78,12 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
         },
         strict=True,
     )
+
+
+def nvme_disks_of(instance: str | None) -> int | None:
+    """How many local NVMe disks a type of machine has. None: the catalog does not know, or it has none."""
+    row = next((row for row in load_instances() if row.provider == "aws" and row.instance == instance), None)
+    return row.nvme["drives"] if row and row.nvme else None
 
 
 def fabric_of(pool: Pool) -> dict[str, object] | None:

@@ -198,6 +198,8 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
     parts = [{"nccl": lock.engines[name].nccl, "cuda": lock.engines[name].cuda} for name in engines]
     if node.zone:
         found["failure_domain"] = node.zone  # what an upgrade's batch is kept within
+    if node.nvme_disks is not None:
+        found["nvme_cache_disks"] = node.nvme_disks  # a disk that fell off the bus would be missed by nobody
     if _is_told(handover):
         found |= {
             "node_notice_gateway_addresses": [gateway.address for gateway in gateways],
