@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -40,6 +43,98 @@ def test_a_folder_with_a_space_stays_one_argument_for_ansible_and_one_file_for_s
     handover = handed(lambda data: data["ssh"].update(known_hosts_file="/my fleet/known_hosts"))
     found = build(handover, lock).hostvars["lab-chat-0"]
     assert shlex.split(str(found["ansible_ssh_common_args"]))[1] == 'UserKnownHostsFile="/my fleet/known_hosts"'
+
+
+ON_AWS = {"private_key_file": "~/my keys/id_ed25519", "known_hosts_file": "~/my keys/known_hosts", "first_seen": True}
+MACHINE = "i-0123456789abcdef0"
+BASTION = {"method": "bastion", "bastion": "ops@bastion.example.com", "region": "us-east-1"}
+SSM = {"method": "ssm", "region": "us-east-1"}
+CHECKED = [
+    *("-o", 'UserKnownHostsFile="~/my keys/known_hosts"'),
+    *("-o", "StrictHostKeyChecking=accept-new"),
+    *("-o", "IdentitiesOnly=yes"),
+]
+
+
+def way_to(handed: Handed, lock: Lock, proxy: dict[str, str] | None) -> dict[str, object]:
+    """How Ansible is told to reach a machine of AWS."""
+
+    def edit(data: Any) -> None:
+        data["ssh"].update(ON_AWS, user="admin", proxy=proxy)
+        data["nodes"][1].update(instance_id=MACHINE, simulated=False)
+
+    return build(handed(edit), lock).hostvars["lab-chat-0"]
+
+
+@pytest.mark.parametrize("proxy", [None, BASTION, SSM], ids=["ssh", "bastion", "ssm"])
+def test_a_machine_of_aws_is_reached_at_its_address_and_known_by_its_own_name(
+    handed: Handed, lock: Lock, proxy: dict[str, str] | None
+) -> None:
+    found = way_to(handed, lock, proxy)
+    assert (found["ansible_host"], found["ansible_port"], found["ansible_user"]) == ("10.77.0.20", 22, "admin")
+    assert found["ansible_ssh_private_key_file"] == "~/my keys/id_ed25519"
+    words = shlex.split(str(found["ansible_ssh_common_args"]))
+    assert words[:8] == [*CHECKED, "-o", f"HostKeyAlias={MACHINE}"]
+    assert not [word for word in words if word.startswith("ProxyJump")], "it would take another key and other hosts"
+    proxies = [word.removeprefix("ProxyCommand=") for word in words[8:] if word.startswith("ProxyCommand=")]
+    assert len(words) == 8 + 2 * len(proxies)
+    assert len(proxies) == (0 if proxy is None else 1)
+
+
+def test_a_bastion_is_held_to_the_same_key_and_known_hosts_as_the_machines_behind_it(
+    handed: Handed, lock: Lock
+) -> None:
+    words = shlex.split(str(way_to(handed, lock, BASTION)["ansible_ssh_common_args"]))
+    assert shlex.split(words[-1].removeprefix("ProxyCommand=")) == [
+        *("ssh", "-i", "~/my keys/id_ed25519", *CHECKED),
+        *("-W", "[%h]:%p", "ops@bastion.example.com"),
+    ]
+
+
+def test_a_session_is_of_the_machine_and_not_of_an_address(handed: Handed, lock: Lock) -> None:
+    words = shlex.split(str(way_to(handed, lock, SSM)["ansible_ssh_common_args"]))
+    assert shlex.split(words[-1].removeprefix("ProxyCommand=")) == [
+        *("aws", "ssm", "start-session", "--region", "us-east-1", "--target", MACHINE),
+        *("--document-name", "AWS-StartSSHSession", "--parameters", "portNumber=%p"),
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh")
+@pytest.mark.parametrize(
+    ("proxy", "program", "last"),
+    [(BASTION, "ssh", ["-W", "[10.77.0.20]:22", "ops@bastion.example.com"]), (SSM, "aws", ["portNumber=22"])],
+    ids=["bastion", "ssm"],
+)
+def test_the_real_ssh_starts_what_stands_between_with_every_word_whole(
+    handed: Handed, lock: Lock, tmp_path: Path, proxy: dict[str, str], program: str, last: list[str]
+) -> None:
+    """Ansible reads it, then ssh, then the shell that ssh starts. What is started writes its words down."""
+    said = tmp_path / "said"
+    stand_in = tmp_path / program
+    stand_in.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {shlex.quote(str(said))}\n")
+    stand_in.chmod(0o755)
+    found = way_to(handed, lock, proxy)
+    words = shlex.split(str(found["ansible_ssh_common_args"]))
+    subprocess.run(
+        [
+            str(shutil.which("ssh")),
+            "-F",
+            "none",
+            *words,
+            "-o",
+            "BatchMode=yes",
+            f"admin@{found['ansible_host']}",
+            "true",
+        ],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SHELL": "/bin/sh", "HOME": str(tmp_path)},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    started = said.read_text().splitlines()
+    assert started[-len(last) :] == last
+    if proxy is BASTION:
+        assert started[:8] == ["-i", "~/my keys/id_ed25519", *CHECKED]
 
 
 def test_a_gpu_node_gets_the_software_of_its_pool_from_the_lock(handed: Handed, lock: Lock) -> None:

@@ -132,6 +132,69 @@ def test_from_outside_only_the_gateway_s_port_is_open_and_only_to_its_clients(na
     assert inward == [("clients-group", port, port, ["198.51.100.0/24"])]
 
 
+SOURCES = "sources: [10.9.0.0/24, 203.0.113.7/32]"
+ACCESS = {
+    "ssm": [],
+    f"ssh\n    {SOURCES}": ["10.9.0.0/24", "203.0.113.7/32"],
+    f"bastion\n    bastion: ops@bastion.example.com\n    {SOURCES}": ["10.9.0.0/24", "203.0.113.7/32"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("access", "sources"), ACCESS.items(), ids=["ssm", "ssh", "bastion"])
+def test_port_22_is_open_to_the_sources_alone_and_with_sessions_to_nobody(
+    changed: Changed, name: str, access: str, sources: list[str]
+) -> None:
+    items = wanted(changed(name, ("method: ssm", f"method: {access}")), MACHINES)
+    groups = {item.name: item.inputs for item in of_kind(items, "ec2.SecurityGroup")}
+    opened = {
+        (group, rule["from_port"], rule["to_port"], *rule["cidr_blocks"])
+        for group, inputs in groups.items()
+        for rule in inputs["ingress"]
+        if rule["protocol"] == "tcp" and rule["from_port"] <= 22 <= rule["to_port"]
+    }
+    assert opened == ({("ssh-group", 22, 22, *sources)} if sources else set())
+    assert ("ssh-group" in groups) is bool(sources)
+    if sources:
+        assert groups["ssh-group"]["egress"] == []
+    # Every machine is reached, by its first card: the one with the address.
+    for template in of_kind(items, "ec2.LaunchTemplate"):
+        first, *others = template.inputs["network_interfaces"]
+        assert (Ref("ssh-group") in first["security_groups"]) is bool(sources), template.name
+        assert all(Ref("ssh-group") not in card["security_groups"] for card in others), template.name
+        assert len(first["security_groups"]) <= 5, "EC2 gives an interface no more"
+    balancer = of_kind(items, "lb.LoadBalancer")[0].inputs["security_groups"]
+    assert Ref("ssh-group") not in balancer
+
+
+@pytest.mark.parametrize(("access", "sources"), ACCESS.items(), ids=["ssm", "ssh", "bastion"])
+def test_the_systems_manager_has_its_policy_and_its_endpoints_only_where_sessions_are_used(
+    changed: Changed, access: str, sources: list[str]
+) -> None:
+    """The policy reads every parameter of the account: who comes by SSH does without it."""
+    items = {it.name: it for it in wanted(changed("aws-g6e", ("method: ssm", f"method: {access}")), MACHINES)}
+    of_sessions = {"node-ssm", "ssm-endpoint", "ssmmessages-endpoint"}
+    assert of_sessions & set(items) == (set() if sources else of_sessions)
+    attached = [item.inputs["policy_arn"] for item in items.values() if item.kind == "iam.RolePolicyAttachment"]
+    assert attached == ([] if sources else ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"])
+    inward = items["outward-group"].inputs["ingress"]
+    assert [rule["from_port"] for rule in inward] == ([] if sources else [443])
+
+
+@pytest.mark.parametrize(
+    ("access", "proxy"),
+    list(zip(ACCESS, [("ssm", None), None, ("bastion", "ops@bastion.example.com")], strict=True)),
+    ids=["ssm", "ssh", "bastion"],
+)
+def test_the_handover_says_by_which_way_machines_are_reached(
+    changed: Changed, access: str, proxy: tuple[str, str | None] | None
+) -> None:
+    ssh = handed_over(changed("aws-g6e", ("method: ssm", f"method: {access}"))).ssh
+    assert (ssh.proxy and (ssh.proxy.method, ssh.proxy.bastion)) == proxy
+    assert (ssh.user, ssh.private_key_file) == ("admin", "~/.ssh/id_ed25519")
+    assert (ssh.known_hosts_file, ssh.first_seen) == ("~/.ssh/known_hosts.aws-g6e", True)
+
+
 def test_without_clients_the_balancer_is_an_internal_one(changed: Changed) -> None:
     fleet = changed("aws-g6e", ("    clients: [198.51.100.0/24]\n", ""))
     items = wanted(fleet, MACHINES)

@@ -134,16 +134,22 @@ def ssh_args(ssh: Ssh, node: Node) -> str:
     # ssh splits the option's value at spaces unless it is quoted for ssh, inside the quotes for Ansible.
     path = f'"{ssh.known_hosts_file}"' if " " in ssh.known_hosts_file else ssh.known_hosts_file
     strict = "accept-new" if ssh.first_seen else "yes"
-    words = [f"-o {shlex.quote(f'UserKnownHostsFile={path}')} -o StrictHostKeyChecking={strict} -o IdentitiesOnly=yes"]
+    checked = f"-o {shlex.quote(f'UserKnownHostsFile={path}')} -o StrictHostKeyChecking={strict} -o IdentitiesOnly=yes"
+    words = [checked]
+    if node.instance_id:
+        # An address may be another machine's tomorrow: the key is kept under the machine's own name.
+        words.append(f"-o HostKeyAlias={node.instance_id}")
     if ssh.proxy and ssh.proxy.method == "bastion":
-        words.append(f"-o ProxyJump={ssh.proxy.bastion}")
+        # ProxyJump would take neither the fleet's known hosts nor its key to the bastion, but those of whoever runs it.
+        key = shlex.quote(ssh.private_key_file)
+        jump = f"ssh -i {key} {checked} -W '[%h]:%p' {ssh.proxy.bastion}"
+        words.append(f"-o {shlex.quote(f'ProxyCommand={jump}')}")
     elif ssh.proxy:
         session = (
             f"aws ssm start-session --region {ssh.proxy.region} --target {node.instance_id} "
             "--document-name AWS-StartSSHSession --parameters portNumber=%p"
         )
-        # An address may be another machine's tomorrow: the key is kept under the machine's own name.
-        words += [f"-o {shlex.quote(f'ProxyCommand={session}')}", f"-o HostKeyAlias={node.instance_id}"]
+        words.append(f"-o {shlex.quote(f'ProxyCommand={session}')}")
     return " ".join(words)
 
 
