@@ -158,6 +158,11 @@ REFUSED: Mapping[str, tuple[Resource, str]] = {
     "every object of every bucket": (may(["arn:aws:s3:::models/*", "arn:aws:s3:::*/*"]), "GUARD-WILDCARD-IAM"),
     "every resource, spelt out": (may("arn:*:*:*:*:*"), "GUARD-WILDCARD-IAM"),
     "every secret": (may("arn:aws:secretsmanager:us-east-1:111122223333:secret:*"), "GUARD-WILDCARD-IAM"),
+    "every state machine": (may("arn:aws:states:us-east-1:111122223333:stateMachine:*"), "GUARD-WILDCARD-IAM"),
+    "every log": (may("arn:aws:logs:us-east-1:111122223333:log-group:*:*"), "GUARD-WILDCARD-IAM"),
+    "every bucket's manifest": (may("arn:aws:s3:::*/manifest.json"), "GUARD-WILDCARD-IAM"),
+    "every queue": (may("arn:aws:sqs:us-east-1:111122223333:*"), "GUARD-WILDCARD-IAM"),
+    "an ARN that ends early": (may("arn:aws:s3:*"), "GUARD-WILDCARD-IAM"),
     "every role": (may("arn:aws:iam::111122223333:role/*"), "GUARD-WILDCARD-IAM"),
     "AWS's widest policy": (
         one("aws:iam/rolePolicyAttachment:RolePolicyAttachment", policyArn=f"{MANAGED}/AdministratorAccess"),
@@ -273,6 +278,10 @@ PASSES: Mapping[str, Resource] = {
         assumeRolePolicy=policy(Action="sts:AssumeRole", Principal={"Service": "ec2.amazonaws.com"}),
     ),
     "one group's streams of a log": may("arn:aws:logs:us-east-1:111122223333:log-group:/fleet:*"),
+    "a bucket and its objects": may(["arn:aws:s3:::models", "arn:aws:s3:::models/*"]),
+    "secrets of a folder": may("arn:aws:secretsmanager:us-east-1:111122223333:secret:fleet/*"),
+    "one API": may("arn:aws:execute-api:us-east-1:111122223333:a1b2c3d4e5/*"),
+    "queues by their first letters": may("arn:aws:sqs:us-east-1:111122223333:fleet-*"),
     "some roles": may("arn:aws:iam::111122223333:role/fleet-*"),
     "the sessions of the Systems Manager": one(
         "aws:iam/rolePolicyAttachment:RolePolicyAttachment", policyArn=f"{MANAGED}/AmazonSSMManagedInstanceCore"
@@ -287,6 +296,10 @@ PASSES: Mapping[str, Resource] = {
     ),
     "a bucket for a bucket's sake": let_in(ArnEquals={"aws:SourceArn": "arn:aws:s3:::logs"}),
     "a bucket for a VPC": let_in(**{"ForAnyValue:StringEquals": {"aws:SourceVpc": "vpc-1"}}),
+    "a bucket under a condition that is known later": one(
+        "aws:s3/bucketPolicy:BucketPolicy",
+        policy={"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Condition": LATER}]},
+    ),
     "nobody without TLS": one(
         "aws:s3/bucketPolicy:BucketPolicy",
         policy=policy(Action="s3:*", Principal="*", Resource="*").replace("Allow", "Deny"),
@@ -318,6 +331,11 @@ def test_a_machine_is_as_encrypted_as_the_template_that_it_is_made_of() -> None:
     for template, expected in ((GOOD_TEMPLATE, []), (IMDSV2, ["GUARD-UNENCRYPTED"])):
         assert rules(Resource(TEMPLATE, "t", template, urn="urn-of-it"), machine) == expected
     assert rules(Resource(TEMPLATE, "t", GOOD_TEMPLATE, urn="another"), machine) == ["GUARD-UNENCRYPTED"]
+
+
+def test_a_policy_that_is_part_of_its_bucket_is_one_too() -> None:
+    everybody = policy(Action="s3:GetObject", Principal="*", Resource="arn:aws:s3:::models/*")
+    assert rules(one("aws:s3/bucket:Bucket", policy=everybody), one(BLOCK, **FOUR)) == ["GUARD-PUBLIC-BUCKET"]
 
 
 def test_consent_names_what_goes() -> None:

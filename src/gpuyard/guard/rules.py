@@ -260,7 +260,7 @@ def public_buckets(resource: Resource, _allowed: Allowed) -> Iterator[GuardFindi
         if off:
             found = f"{', '.join(off)} not set"
             yield GuardFinding("GUARD-PUBLIC-BUCKET", resource.name, found, why, "set all four to true")
-    if resource.type == "aws:s3/bucketPolicy:BucketPolicy":
+    if resource.type in ("aws:s3/bucketPolicy:BucketPolicy", *BUCKETS):
         for statement in _statements(resource.inputs.get("policy")):
             if statement.get("Effect") == "Allow" and _anybody_may(statement):
                 change = "name the role, or the endpoint that requests come through (aws:sourceVpce)"
@@ -369,14 +369,15 @@ def _every(name: str) -> bool:
 
     `arn:aws:s3:::models/*` is one bucket's objects, and `…:log-group:/fleet:*` one group's streams.
     """
-    if not name.strip("*?:/"):
-        return True
     parts = name.split(":", 5)
     if len(parts) < 6:
-        return False
+        return name.endswith("*")
     account, its = parts[4:]
-    of_a_kind = re.fullmatch(r"[a-z-]+[:/][*?]+", its) if account else None
-    return bool(of_a_kind) or not its.strip("*?:/")
+    words = [word for word in re.split("[:/]", its) if word]
+    # Where there is an account, what stands first and is a plain word says the kind.
+    if account and len(words) > 1 and re.fullmatch("[A-Za-z-]+", words[0]):
+        words = words[1:]
+    return not words[:1] or not words[0].strip("*?")
 
 
 def _anybody_may(statement: Mapping[str, Any]) -> bool:
@@ -389,7 +390,7 @@ def _anybody_may(statement: Mapping[str, Any]) -> bool:
 
 def _says_who(condition: object) -> bool:
     """Whether one of the conditions, all of which have to hold, leaves only some that may."""
-    if not isinstance(condition, Mapping):
+    if _later(condition) or not isinstance(condition, Mapping):
         return _later(condition)
     for operator, asked in cast("Mapping[str, Any]", condition).items():
         if not _NARROWS.fullmatch(operator) or not isinstance(asked, Mapping):
