@@ -118,8 +118,12 @@ REFUSED: Mapping[str, tuple[Resource, str]] = {
         "GUARD-UNENCRYPTED",
     ),
     "a machine of a template that nobody shows": (
-        one(INSTANCE, launchTemplate={"id": "lt-0123456789abcdef0", "version": "$Latest"}),
+        one(INSTANCE, **IMDSV2, launchTemplate={"id": "lt-0123456789abcdef0", "version": "$Latest"}),
         "GUARD-UNENCRYPTED",
+    ),
+    "metadata of a template that nobody shows": (
+        one(INSTANCE, launchTemplate={"name": "golden"}, rootBlockDevice={"encrypted": True}),
+        "GUARD-IMDS",
     ),
     "a machine of a template, with a root of its own": (
         one(INSTANCE, launchTemplate={"id": LATER}, rootBlockDevice={"volumeSize": 100}),
@@ -254,8 +258,8 @@ PASSES: Mapping[str, Resource] = {
     "a good machine": one(INSTANCE, **GOOD_MACHINE),
     "a machine of a template": one(INSTANCE, launchTemplate={"id": LATER}),
     "no metadata at all": one(INSTANCE, **{**GOOD_MACHINE, "metadataOptions": {"httpEndpoint": "disabled"}}),
-    "a machine of a template that nobody shows, with a root of its own": one(
-        INSTANCE, launchTemplate={"name": "golden"}, rootBlockDevice={"encrypted": True}
+    "a machine of a template that nobody shows, which says all by itself": one(
+        INSTANCE, **GOOD_MACHINE, launchTemplate={"name": "golden"}
     ),
     "what is known later": one(TEMPLATE, metadataOptions=LATER, blockDeviceMappings=LATER),
     "a root of a name that is known later": one(
@@ -330,7 +334,7 @@ def test_a_machine_is_as_encrypted_as_the_template_that_it_is_made_of() -> None:
     machine = Resource(INSTANCE, "n", of, made_of=("urn-of-it",))
     for template, expected in ((GOOD_TEMPLATE, []), (IMDSV2, ["GUARD-UNENCRYPTED"])):
         assert rules(Resource(TEMPLATE, "t", template, urn="urn-of-it"), machine) == expected
-    assert rules(Resource(TEMPLATE, "t", GOOD_TEMPLATE, urn="another"), machine) == ["GUARD-UNENCRYPTED"]
+    assert rules(Resource(TEMPLATE, "t", GOOD_TEMPLATE, urn="another"), machine) == ["GUARD-IMDS", "GUARD-UNENCRYPTED"]
 
 
 def test_a_policy_that_is_part_of_its_bucket_is_one_too() -> None:

@@ -276,7 +276,7 @@ OPENINGS: tuple[Rule, ...] = (open_groups, metadata_service, volumes, wildcard_r
 
 
 def _machines_of_templates_elsewhere(resources: Sequence[Resource]) -> Iterator[GuardFinding]:
-    """A template that is in the file is judged there; one that nobody shows says nothing of its volumes."""
+    """A template that is in the file is judged there; one that nobody shows says nothing, and so the machine has to."""
     here = {it.urn for it in resources if it.type in TEMPLATES}
     for machine in resources:
         template = machine.inputs.get("launchTemplate")
@@ -284,11 +284,17 @@ def _machines_of_templates_elsewhere(resources: Sequence[Resource]) -> Iterator[
             continue
         its = cast("Mapping[str, Any]", template)
         named = its.get("id") or its.get("name")
-        unsaid = machine.inputs.get("rootBlockDevice") is None and not here.intersection(machine.made_of)
-        if unsaid and not _later(its) and not _later(named):
-            why = "what it says of its volumes is not to be seen, and the image's own are mostly in the clear"
-            change = "set rootBlockDevice: {encrypted: true}, or make the template in this stack"
-            yield GuardFinding("GUARD-UNENCRYPTED", machine.name, f"its template {named} is not here", why, change)
+        if here.intersection(machine.made_of) or _later(its) or _later(named):
+            continue
+        found, change = f"its template {named} is not here", "or make the template in this stack"
+        if machine.inputs.get("metadataOptions") is None:
+            why = "whether it lets IMDSv1 answer is not to be seen"
+            told = f"set metadataOptions: {{httpTokens: required}}, {change}"
+            yield GuardFinding("GUARD-IMDS", machine.name, found, why, told)
+        if machine.inputs.get("rootBlockDevice") is None:
+            why = "what it says of its volumes is not to be seen, and an image's own are mostly in the clear"
+            told = f"set rootBlockDevice: {{encrypted: true}}, {change}"
+            yield GuardFinding("GUARD-UNENCRYPTED", machine.name, found, why, told)
 
 
 def _buckets_without_a_block(resources: Sequence[Resource]) -> Iterator[GuardFinding]:
