@@ -8,7 +8,10 @@ import pytest
 from gpuyard.catalog import Catalog, load_catalog, numbers
 from gpuyard.plan.lock import Lock
 from gpuyard.plan.resolve import PlanError, World, check, resolve
-from gpuyard.spec.fleet import Acceptance, Driver, Engine, Fleet, Gateway, Model, Pool
+from gpuyard.plan.wishes import Preference
+from gpuyard.spec.fleet import Acceptance, Driver, Efa, Engine, Fleet, Gateway, Model, Pool
+from gpuyard.spec.loader import load_fleet
+from tools.project import PROJECT
 
 REQUIREMENTS = {"requirements/engine-cpu.txt": "a" * 64, "requirements/engine-cuda.txt": "b" * 64}
 
@@ -222,3 +225,17 @@ def test_only_some_rules_can_be_taken_on() -> None:
     with pytest.raises(PlanError) as refused:
         resolve(fleet, world())
     assert [finding.rule for finding in refused.value.findings] == ["PLAN-ACCEPT"]
+
+
+def test_an_efa_installer_is_the_newest_whose_hash_is_known_unless_one_is_named() -> None:
+    fleet = load_fleet(PROJECT / "fleets/aws-p5en.yaml")
+    newest = max((row.installer for row in load_catalog().efa if row.sha256), key=numbers)
+    for lock in (None, Preference(efa={"large": "1.51.0"})):
+        efa = resolve(fleet, world(), lock).pools["large"].efa
+        assert efa and efa.installer == newest
+    named = fleet.pools[0].model_copy(update={"efa": Efa(installer="1.51.0")})
+    choice, findings = check(fleet.model_copy(update={"pools": (named,)}), world())
+    efa = choice.pools["large"].efa
+    assert efa and efa.installer == "1.51.0"
+    need = f"{newest}, or efa_installer_sha256 in the inventory"
+    assert [(row.level, row.need) for row in findings if row.rule == "COMPAT-EFA-HASH"] == [("amber", need)]

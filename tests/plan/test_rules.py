@@ -180,6 +180,7 @@ def test_what_can_be_had_and_is_looked_after_is_told_apart_from_what_works() -> 
     assert {rule.id for rule in RULES.values() if rule.kind == "kept"} == {
         "COMPAT-BRANCH-END",
         "COMPAT-DRIVER-SECURITY",
+        "COMPAT-EFA-HASH",
         "COMPAT-ENGINE-PROVIDER",
         "COMPAT-ENGINE-ADVISORY",
         "COMPAT-DISTRIBUTION-KERNEL",

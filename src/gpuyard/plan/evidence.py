@@ -29,7 +29,7 @@ def evidence_of(fleet: Fleet, choice: Choice, kernel: KernelRelease | None, cata
             why = f"the newest release of {own.toolkit.toolkit}; runs on drivers from {own.toolkit.driver_min} on"
             yield _because(f"CUDA toolkit {own.toolkit.version}", why, own.toolkit)
         if own.efa:
-            why = "asked for" if pool.efa and pool.efa.installer else "the newest that fits"
+            why = "asked for" if pool.efa and pool.efa.installer else "the newest with a known hash that fits"
             yield _because(f"EFA installer {own.efa.installer}", why, own.efa)
     if choice.dcgm:
         why = "asked for" if fleet.dcgm and fleet.dcgm.version else "the newest that fits"

@@ -288,11 +288,16 @@ class Search:
         return sorted(rows, key=lambda row: (row.version == stay, numbers(row.version)), reverse=True)
 
     def installers(self, wishes: Wishes, pool: Pool) -> list[EfaInstaller]:
+        """Those with a known hash before others, also before what is locked: nodes run no other as root."""
         asked = pool.efa.installer if pool.efa else None
         wanted = wishes.get(("efa.installer", asked)) if asked else None
         rows = [row for row in self.catalog.efa if wanted in (None, row.installer)]
         stay = self.prefer.efa.get(pool.name)
-        return sorted(rows, key=lambda row: (row.installer == stay, numbers(row.installer)), reverse=True)
+
+        def rank(row: EfaInstaller) -> tuple[object, ...]:
+            return row.sha256 is not None, row.installer == stay, numbers(row.installer)
+
+        return sorted(rows, key=rank, reverse=True)
 
     def dcgms(self, wishes: Wishes) -> list[Dcgm]:
         wanted = wishes.get(("dcgm.version", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpuyard.catalog import Catalog, numbers
 from gpuyard.catalog.rows import EfaInstaller, Flavour, OperatingSystem
-from gpuyard.plan.rules.rule import Misfit, rule
+from gpuyard.plan.rules.rule import CATALOG, Misfit, rule
 
 
 @rule(
@@ -51,6 +51,25 @@ def _efa_nccl(efa: EfaInstaller, nccl: str) -> Misfit | None:
         return Misfit(f"NCCL {nccl}", f"{efa.nccl_min} or newer for aws-ofi-nccl {efa.ofi_nccl}")
     if efa.nccl_below and numbers(nccl) >= numbers(efa.nccl_below):
         return Misfit(f"NCCL {nccl}", f"an older one than {efa.nccl_below} for EFA installer {efa.installer}")
+    return None
+
+
+@rule(
+    "COMPAT-EFA-HASH",
+    "The hash of the EFA installer's archive is known.",
+    reason="Nodes run nothing as root that cannot be compared: EFA-HASH refuses it unless the inventory has the hash.",
+    source=CATALOG,
+    fits={"efa": "1.50.0"},
+    fails={"efa": "1.51.0"},
+    kind="kept",
+)
+def _efa_hash(efa: EfaInstaller, catalog: Catalog) -> Misfit | None:
+    if efa.sha256 is None:
+        newest = max((row.installer for row in catalog.efa if row.sha256), key=numbers, default=None)
+        need = (
+            f"{newest}, or efa_installer_sha256 in the inventory" if newest else "efa_installer_sha256 in the inventory"
+        )
+        return Misfit(f"EFA installer {efa.installer}, whose SHA-256 the catalog does not know", need, "amber")
     return None
 
 
