@@ -16,6 +16,7 @@ from gpuyard.handover.aws import Made, handover_of
 from gpuyard.plan.names import repository
 from gpuyard.provision import Wanted, name_in
 from gpuyard.provision.account import findings, questions, to_make
+from gpuyard.provision.apart import REFUSALS, close_pools_apart, standing
 from gpuyard.provision.aws import instance_of, next_zone, wanted
 from gpuyard.provision.interrupted import begun
 from gpuyard.provision.placement import Refusal, refused_for_capacity
@@ -28,9 +29,6 @@ from stacks.components.account import answers
 from stacks.components.aws import Maker, class_of
 from stacks.components.interrupted import Finder
 from stacks.components.state import State
-
-REFUSALS = ".gpuyard/refusals"
-"""Folder of what zones refused, one file for each stack. Losing it costs one more refusal, nothing else."""
 
 
 class AwsFleet(pulumi.ComponentResource):
@@ -56,6 +54,9 @@ class AwsFleet(pulumi.ComponentResource):
             class_of(kind)
         state = kept.deployment()
         for finding in given_up(items, fleet.name, stack, state):
+            raise finding.refusal()
+        zones = {item.name: item.zone for item in items if item.zone}
+        for finding in close_pools_apart(fleet, stack, standing(state), zones):
             raise finding.refusal()
         new = to_make(items, fleet.name, frozenset(name_in(row["urn"]) for row in state.get("resources") or ()))
         told = answers(questions(fleet, new, load_quotas()), provider)
@@ -85,11 +86,16 @@ class AwsFleet(pulumi.ComponentResource):
             told["lustre"] = pulumi.Output.all(dns_name=made["lustre"].dns_name, mount_name=made["lustre"].mount_name)
         if fleet.aws.efs:
             told["efs"] = pulumi.Output.all(dns_name=made["efs"].dns_name)
-        self.handover = pulumi.Output.all(**told).apply(
-            lambda found: handover_of(
-                fleet, stack, digest_of(plain(items)), key, fingerprint, Made(**found)
-            ).model_dump(mode="json")
-        )
+        digest = digest_of(plain(items))
+
+        def handed_over(found: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return handover_of(fleet, stack, digest, key, fingerprint, Made(**found)).model_dump(mode="json")
+            except RefusedError as refused:
+                # Also a machine that was taken over may stand in another zone; the engine shows this without a trace.
+                raise pulumi.RunError(str(refused)) from refused
+
+        self.handover = pulumi.Output.all(**told).apply(handed_over)
         self.register_outputs({"handover": self.handover})
 
 

@@ -72,3 +72,19 @@ def test_the_next_up_makes_that_node_in_the_other_zone_and_touches_no_other(mixe
     mixed.faults()
     assert mixed.up() == []
     assert mixed.instances() == after
+
+
+def test_a_pool_with_efa_that_would_come_apart_is_refused_before_a_machine_is_made(mixed: EmulatedFleet):
+    mixed.resize("new", 6)
+    mixed.faults(full("p5.48xlarge", "us-east-1b", times=1, seconds=20))
+    failed_up(mixed)
+    assert len(zones(mixed, "new")) == 5
+    said = failed_up(mixed)
+    assert "AWS-POOL-APART: pool new: 5 in us-east-1b, 1 to be made in us-east-1a" in said
+    assert "remove .gpuyard/refusals/aws-mixed.jsonl" in said
+    assert mixed.acts() == []
+    (mixed.project / ".gpuyard/refusals/aws-mixed.jsonl").unlink()
+    acts = mixed.up()
+    assert [act for act, _ in acts] == ["create"]
+    assert set(zones(mixed, "new").values()) == {"us-east-1b"}
+    assert mixed.up() == []

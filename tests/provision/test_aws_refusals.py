@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuyard.provision.refusals import architecture_of, close_pools_apart, refusals
+from gpuyard.provision.refusals import architecture_of, refusals
 from gpuyard.spec.errors import RefusedError
 from gpuyard.spec.fleet import Fleet
 from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
@@ -277,15 +277,6 @@ def test_the_architecture_of_a_type_is_in_its_name() -> None:
     x86 = ["g5.xlarge", "g6e.48xlarge", "g7e.2xlarge", "gr6.4xlarge", "c7i.xlarge", "p6-b200.48xlarge", "m7a.large"]
     assert [architecture_of(name) for name in arm] == ["arm64"] * len(arm)
     assert [architecture_of(name) for name in x86] == ["x86_64"] * len(x86)
-
-
-def test_a_pool_that_came_apart_is_told_with_the_fewest_nodes_to_move() -> None:
-    fleet = fleet_of("aws-p5en")
-    zones = {f"aws-p5en-large-{n}": "us-east-1b" for n in range(4)}
-    assert close_pools_apart(fleet, "prod", zones) == []
-    found = close_pools_apart(fleet, "prod", {**zones, "aws-p5en-large-3": "us-east-1a"})
-    assert [finding.rule for finding in found] == ["AWS-POOL-APART"]
-    assert "take aws-p5en-large-3 away: `pulumi state unprotect --stack prod 'urn:" in found[0].change
 
 
 def test_every_rule_is_in_the_guide() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from gpuyard.catalog import load_instances
 from gpuyard.handover import Handover, place_of
+from gpuyard.provision.apart import close_pools_apart
 from gpuyard.provision.cards import efa_cards
-from gpuyard.provision.refusals import close_pools_apart
 from gpuyard.spec.fleet import Fleet, Pool
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from gpuyard.plan.judge import Finding
 from gpuyard.provision import Wanted, name_in, resource_name
 
-_MACHINE = "aws:ec2/instance:Instance"
+MACHINE = "aws:ec2/instance:Instance"
 
 
 def consent(stack: str, urns: Sequence[str]) -> str:
@@ -23,7 +23,7 @@ def consent(stack: str, urns: Sequence[str]) -> str:
 
 def machine_urn(stack: str, node: str) -> str:
     """What the engine calls the machine of a node, for whoever does not read the state."""
-    return f"urn:pulumi:{stack}::gpuyard::gpuyard:aws:Fleet$gpuyard:aws:Part${_MACHINE}::{node}"
+    return f"urn:pulumi:{stack}::gpuyard::gpuyard:aws:Fleet$gpuyard:aws:Part${MACHINE}::{node}"
 
 
 def given_up(items: Sequence[Wanted], fleet: str, stack: str, deployment: Mapping[str, Any]) -> list[Finding]:
@@ -36,7 +36,7 @@ def given_up(items: Sequence[Wanted], fleet: str, stack: str, deployment: Mappin
     gone = [row for row in rows if name_in(row["urn"]) not in asked]
     if not gone:
         return []
-    machines = [name_in(row["urn"]) for row in gone if row["type"] == _MACHINE]
+    machines = [name_in(row["urn"]) for row in gone if row["type"] == MACHINE]
     drain = [name for name in machines if not name.startswith(f"{fleet}-gateway-")]
     first = f"drain {', '.join(drain)} (playbooks/operate/scale.yml), then " if drain else ""
     line = consent(stack, [row["urn"] for row in gone])

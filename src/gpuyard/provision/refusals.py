@@ -12,8 +12,7 @@ from typing import Self
 from gpuyard.catalog import load_distributions, load_instances, load_lustre_clients, load_network_cards, numbers
 from gpuyard.catalog.rows import Instance, LustreClient, NetworkCards, OperatingSystem
 from gpuyard.plan.judge import Finding
-from gpuyard.provision.placement import is_close, zones_of
-from gpuyard.provision.protection import consent, machine_urn
+from gpuyard.provision.placement import zones_of
 from gpuyard.provision.storage import lustre_addresses
 from gpuyard.spec.aws import Aws, Lustre
 from gpuyard.spec.fleet import Fleet, Pool
@@ -235,26 +234,6 @@ def _of_lustre_client(fleet: Fleet, lustre: Lustre, machines: Machines) -> Itera
         need = f"kernel {first} or newer" if first else "a distribution whose client reaches it over EFA"
         change = f'set kernel to "{first}", or aws.lustre.efa to false' if first else "set it to false"
         yield _red("AWS-LUSTRE-CLIENT", "aws.lustre.efa", have, need, change, _CLIENTS, known=client.verified)
-
-
-def close_pools_apart(fleet: Fleet, stack: str, zone_of_node: dict[str, str]) -> list[Finding]:
-    """Pools whose nodes have to stand together and do not, after a zone had no more machines."""
-    found: list[Finding] = []
-    for pool in fleet.pools:
-        zones: dict[str, list[str]] = {}
-        for number in range(pool.nodes):
-            name = f"{fleet.name}-{pool.name}-{number}"
-            if name in zone_of_node:
-                zones.setdefault(zone_of_node[name], []).append(name)
-        if is_close(pool) and len(zones) > 1:
-            fewest = min(zones.values(), key=len)
-            have = ", ".join(f"{len(names)} in {zone}" for zone, names in sorted(zones.items()))
-            give_up = consent(stack, [machine_urn(stack, name) for name in fewest])
-            targets = " ".join(f"--target '**::{name}'" for name in fewest)
-            destroy = f"pulumi destroy --stack {stack} {targets}"
-            change = f"take {', '.join(fewest)} away: `{give_up}`, `{destroy}`, then `pulumi up --stack {stack}`"
-            found.append(_red("AWS-POOL-APART", f"pool {pool.name}", have, "all in one zone", change, "docs/aws.md"))
-    return found
 
 
 def _red(rule: str, what: str, have: str, need: str, change: str, source: str, known: bool = True) -> Finding:
