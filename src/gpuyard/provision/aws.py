@@ -170,19 +170,19 @@ def _access(fleet: Fleet, aws: Aws) -> Iterator[Wanted]:
     if aws.budget:
         alarm = {
             "comparison_operator": "GREATER_THAN",
-            "threshold": 100,
             "threshold_type": "PERCENTAGE",
-            "notification_type": "FORECASTED",
             "subscriber_email_addresses": [aws.budget.email],
         }
         inputs = {
+        # AWS forecasts nothing before it has seen some five weeks of a bill.
+        when = (("ACTUAL", 80), ("ACTUAL", 100), ("FORECASTED", 100))
             "name": fleet.name,
             "budget_type": "COST",
             "time_unit": "MONTHLY",
             "limit_amount": f"{aws.budget.usd_per_month:.2f}",
             "limit_unit": "USD",
             "cost_filters": [{"name": "TagKeyValue", "values": [f"user:gpuyard:fleet${fleet.name}"]}],
-            "notifications": [alarm],
+            "notifications": [{**alarm, "notification_type": kind, "threshold": percent} for kind, percent in when],
         }
         yield item("budgets.Budget", "budget", inputs)
 

@@ -113,7 +113,7 @@ class Budget(Closed):
     """An alarm on the bill of what carries the fleet's tag."""
 
     usd_per_month: Annotated[float, Field(gt=0)]
-    """From this forecast of a month's bill on, a mail is sent."""
+    """A month's bill: a mail is sent at 80 % and at 100 % of it, and when AWS forecasts more."""
     email: Annotated[str, Field(pattern=r"^[^@\s]{1,64}@[A-Za-z0-9.-]{1,190}$")]
     """Who gets it."""
 
