@@ -145,6 +145,7 @@ def identity(account: Account, args: Props) -> Props:
 
 def quota(account: Account, args: Props) -> Props:
     """moto has those of a VPC alone: the others are kept beside it, and are as large as a test does not say."""
+    account.fault("ask", "getServiceQuota", {})
     value = account.beside("quotas").get(args["quotaCode"], 10_000)
     return {"id": args["quotaCode"], "value": value, "quotaCode": args["quotaCode"]}
 
@@ -153,6 +154,19 @@ def subnet(account: Account, args: Props) -> Props:
     row = account.client("ec2").describe_subnets(SubnetIds=[args["id"]])["Subnets"][0]
     told = {"availabilityZone": row["AvailabilityZone"], "vpcId": row["VpcId"]}
     return {"id": args["id"], **told, "availableIpAddressCount": row["AvailableIpAddressCount"]}
+
+
+def vpc_endpoint(account: Account, args: Props) -> Props:
+    asked = {"vpc-id": args.get("vpcId"), "service-name": args.get("serviceName"), "vpc-endpoint-id": args.get("id")}
+    asked["vpc-endpoint-state"] = args["state"]
+    given = [{"Name": key, "Values": [value]} for key, value in asked.items() if value]
+    rows = account.client("ec2").describe_vpc_endpoints(Filters=given)["VpcEndpoints"]
+    if len(rows) != 1:
+        raise EmulatedError(f"{'multiple' if rows else 'no'} matching EC2 VPC Endpoint found")
+    told = {"vpcId": "VpcId", "serviceName": "ServiceName", "vpcEndpointType": "VpcEndpointType"}
+    tables = rows[0].get("RouteTableIds", [])
+    found = {key: rows[0][name] for key, name in told.items()}
+    return {"id": rows[0]["VpcEndpointId"], **found, "routeTableIds": tables, "state": rows[0]["State"]}
 
 
 def image(account: Account, args: Props) -> Props:
@@ -188,6 +202,7 @@ def instance_type(account: Account, args: Props) -> Props:
 LOOKS: dict[str, Look] = {
     "aws:index/getCallerIdentity:getCallerIdentity": (frozenset(), identity),
     "aws:servicequotas/getServiceQuota:getServiceQuota": (frozenset({"serviceCode", "quotaCode"}), quota),
+    "aws:ec2/getVpcEndpoint:getVpcEndpoint": (frozenset({"id", "vpcId", "serviceName", "state"}), vpc_endpoint),
     "aws:ec2/getSubnet:getSubnet": (frozenset({"id"}), subnet),
     "aws:ec2/getAmi:getAmi": (frozenset({"filters", "includeDeprecated"}), image),
     "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": (frozenset({"filters", "locationType"}), offerings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def given(fleet: EmulatedFleet) -> dict[str, list[str]]:
         "tables": sorted(row["RouteTableId"] for row in tables),
         "routes": sorted(str(route) for row in tables for route in row["Routes"]),
         "gateways": ec2.describe_internet_gateways()["InternetGateways"],
+        "endpoints": [row["VpcEndpointId"] for row in ec2.describe_vpc_endpoints(Filters=mine)["VpcEndpoints"]],
     }
 
 
@@ -65,14 +67,36 @@ def test_a_subnet_of_another_vpc_is_refused_before_anything_is_made(theirs: Emul
     theirs.edit(wrong, found[1])
 
 
+def test_without_a_way_to_s3_it_is_refused_before_anything_is_made(theirs: EmulatedFleet):
+    theirs.forget()
+    refused = theirs.pulumi("up", "--yes", "--skip-preview")
+    assert refused.returncode != 0
+    assert "AWS-S3-ENDPOINT: aws.network.vpc: vpc-" in refused.stdout
+    assert "Traceback" not in refused.stdout
+    assert theirs.acts() == []
+
+
 def test_the_fleet_stands_in_it_and_leaves_it_as_it_was(theirs: EmulatedFleet):
-    before, spec = given(theirs), theirs.spec().aws
+    spec = theirs.spec().aws
     assert spec is not None
-    theirs.up()
+    service = {"ServiceName": "com.amazonaws.us-east-1.s3", "VpcEndpointType": "Gateway"}
+    tables = list(spec.network.route_tables)
+    theirs.account.client("ec2").create_vpc_endpoint(VpcId=spec.network.vpc, RouteTableIds=tables, **service)
+    before = given(theirs)
+    assert len(before["endpoints"]) == 1
+    # An operator who may not ask for quotas is not stopped by it.
+    theirs.faults({"act": "ask", "type": "getServiceQuota", "code": "AccessDeniedException", "times": 99})
+    theirs.forget()
+    said = theirs.done("up", "--yes", "--skip-preview")
+    assert "AWS-QUOTA: L-417A185B is not held against the fleet" in said
+    theirs.faults()
     assert Readback(theirs).mismatches() == []
     assert {one["SubnetId"] for one in theirs.instances().values()} <= set((spec.network.subnets or {}).values())
     made = {row["type"].split(":")[-1] for row in theirs.state()}
     assert not made & {"Vpc", "Subnet", "InternetGateway", "NatGateway", "RouteTable", "DefaultRouteTable", "Eip"}
+    assert "VpcEndpoint" not in made
+    policy = theirs.account.client("s3").get_bucket_policy(Bucket=spec.bucket)["Policy"]
+    assert json.loads(policy)["Statement"][0]["Condition"] == {"StringEquals": {"aws:SourceVpc": spec.network.vpc}}
     assert theirs.up() == []
     theirs.give_up()
     theirs.done("destroy", "--yes", "--skip-preview")

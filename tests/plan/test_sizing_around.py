@@ -80,3 +80,13 @@ def test_a_price_of_another_region_is_not_verified(tmp_path: Path) -> None:
 
 def test_other_providers_have_none_of_it() -> None:
     assert lines(load_fleet(FLEETS / "onprem.yaml")) == {}
+
+
+def test_endpoints_in_a_vpc_that_was_there_cost_where_they_are_asked_for(tmp_path: Path) -> None:
+    there = (
+        "vpc: vpc-0123456789abcdef0\n"
+        "    subnets: {us-east-1a: subnet-0123456789abcdef0, us-east-1b: subnet-0123456789abcdef1}"
+    )
+    theirs = lines(fleet_of(tmp_path / "aws-p5en.yaml", ("cidr: 10.60.0.0/16", there)))
+    ours = lines(fleet_of(tmp_path / "aws-p5en.yaml", ("cidr: 10.60.0.0/16", f"{there}\n    make_endpoints: [ssm]")))
+    assert set(ours) - set(theirs) == {"endpoint"}

@@ -12,6 +12,7 @@ from gpuyard.plan.judge import Finding
 from gpuyard.provision import resource_name
 from gpuyard.provision.account import (
     Answers,
+    Endpoint,
     Image,
     MachineType,
     Questions,
@@ -36,6 +37,8 @@ THERE = (
     "    subnets: {us-east-1a: subnet-0123456789abcdef0, us-east-1b: subnet-0123456789abcdef1}\n"
     "    route_tables: [rtb-0123456789abcdef0]"
 )
+MADE = THERE + "\n    make_endpoints: [s3, ssm]"
+S3 = Endpoint("vpc-0123456789abcdef0", "com.amazonaws.us-east-1.s3", frozenset({"rtb-0123456789abcdef0"}))
 SUBNETS = {
     "subnet-0123456789abcdef0": Subnet("us-east-1a", "vpc-0123456789abcdef0", 4000),
     "subnet-0123456789abcdef1": Subnet("us-east-1b", "vpc-0123456789abcdef0", 4000),
@@ -138,7 +141,8 @@ def test_spot_counts_in_its_own_quota_and_a_block_in_none(changed: Changed) -> N
 
 
 def test_subnets_of_an_existing_vpc_that_are_elsewhere_or_full(changed: Changed) -> None:
-    fleet = changed("aws-g6e", ("cidr: 10.60.0.0/16", THERE))
+    fleet = changed("aws-g6e", ("cidr: 10.60.0.0/16", MADE))
+    assert asked(fleet).s3 == {}
     assert asked(fleet).subnets == tuple(SUBNETS)
     assert judged(fleet, replace(good(fleet), subnets=SUBNETS)) == []
     first, second = SUBNETS
@@ -155,6 +159,31 @@ def test_subnets_of_an_existing_vpc_that_are_elsewhere_or_full(changed: Changed)
     found = judged(fleet, replace(good(fleet), subnets=full))
     assert told(found) == [("AWS-SUBNET-SMALL", "aws.network.subnets.us-east-1b")]
     assert "make 1 fewer nodes in us-east-1b" in found[0].change
+
+
+def test_an_existing_vpc_without_a_way_to_the_bucket(changed: Changed) -> None:
+    fleet = changed("aws-g6e", ("cidr: 10.60.0.0/16", THERE))
+    assert asked(fleet).s3 == {"vpc_id": "vpc-0123456789abcdef0", "service_name": "com.amazonaws.us-east-1.s3"}
+    names = frozenset(resource_name(item, fleet.name) for item in wanted(fleet, MACHINES))
+    assert asked(fleet, names).s3 == {}
+    account = replace(good(fleet), subnets=SUBNETS)
+    assert judged(fleet, replace(account, s3=S3)) == []
+    assert judged(fleet, replace(account, s3=replace(S3, tables=None))) == []
+    (found,) = judged(fleet, account)
+    assert (found.rule, found.have) == ("AWS-S3-ENDPOINT", "vpc-0123456789abcdef0, which has none of S3")
+    assert "set aws.network.make_endpoints to [s3]" in found.change
+    (found,) = judged(fleet, replace(account, s3=replace(S3, tables=frozenset({"rtb-0123456789abcdef9"}))))
+    assert (found.rule, found.what) == ("AWS-S3-ENDPOINT", "aws.network.route_tables")
+    named = changed("aws-g6e", ("cidr: 10.60.0.0/16", THERE + "\n    s3_endpoint: vpce-0123456789abcdef0"))
+    assert asked(named).s3 == {"id": "vpce-0123456789abcdef0"}
+    assert judged(named, replace(account, s3=S3)) == []
+    for wrong in (None, replace(S3, vpc="vpc-9"), replace(S3, service="com.amazonaws.us-east-1.ecr.api")):
+        assert told(judged(named, replace(account, s3=wrong))) == [("AWS-S3-ENDPOINT", "aws.network.s3_endpoint")]
+
+
+def test_a_quota_that_the_account_does_not_tell_is_not_held_against_the_fleet() -> None:
+    fleet = fleet_of("aws-p5en")
+    assert judged(fleet, replace(good(fleet), quotas={})) == []
 
 
 def test_the_family_of_a_type() -> None:

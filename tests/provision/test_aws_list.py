@@ -14,7 +14,7 @@ from gpuyard.handover.aws import Made, handover_of
 from gpuyard.provision import Json, Ref, Wanted
 from gpuyard.provision.aws import wanted
 from gpuyard.provision.cards import layout
-from gpuyard.provision.placement import Refusal, places, usable
+from gpuyard.provision.placement import Refusal, places, refused_for_capacity, usable
 from gpuyard.spec.aws import NOTICE_PORT
 from gpuyard.spec.fleet import Fleet
 from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
@@ -300,19 +300,67 @@ def test_spot_reservation_and_capacity_block_stand_in_the_template(changed: Chan
     assert data["placement"]["group_name"] == Ref("large-us-east-1a-placement", "name")
 
 
-def test_an_existing_vpc_is_used_and_nothing_of_it_is_made(changed: Changed) -> None:
-    there = (
-        "vpc: vpc-0123456789abcdef0\n"
-        "    subnets: {us-east-1a: subnet-0123456789abcdef0, us-east-1b: subnet-0123456789abcdef1}\n"
-        "    route_tables: [rtb-0123456789abcdef0]"
-    )
-    items = wanted(changed("aws-g6e", ("cidr: 10.60.0.0/16", there)), MACHINES)
+SUBNETS = "subnets: {us-east-1a: subnet-0123456789abcdef0, us-east-1b: subnet-0123456789abcdef1}"
+THERE = f"vpc: vpc-0123456789abcdef0\n    {SUBNETS}"
+TABLES = "\n    route_tables: [rtb-0123456789abcdef0]"
+
+
+def in_theirs(changed: Changed, more: str = "") -> dict[str, Wanted]:
+    """The list in a VPC that is there, by name."""
+    items = wanted(changed("aws-g6e", ("cidr: 10.60.0.0/16", THERE + more)), MACHINES)
     assert not {"ec2.Vpc", "ec2.Subnet", "ec2.RouteTable", "ec2.NatGateway", "ec2.Eip"} & {item.kind for item in items}
-    template = next(item.inputs for item in items if item.name == "chat-us-east-1b-template")
+    return {item.name: item for item in items}
+
+
+def readers(items: dict[str, Wanted]) -> Any:
+    return items["models-policy"].inputs["policy"].data["Statement"][0]["Condition"]
+
+
+def endpoints(items: dict[str, Wanted]) -> list[str]:
+    return [name for name, item in items.items() if item.kind == "ec2.VpcEndpoint"]
+
+
+def test_an_existing_vpc_is_used_and_nothing_of_it_is_made_no_endpoint_either(changed: Changed) -> None:
+    items = in_theirs(changed)
+    template = items["chat-us-east-1b-template"].inputs
     assert template["network_interfaces"][0]["subnet_id"] == "subnet-0123456789abcdef1"
-    assert next(item.inputs for item in items if item.name == "s3-endpoint")["route_table_ids"] == [
-        "rtb-0123456789abcdef0"
+    assert endpoints(items) == []
+    assert readers(items) == {"StringEquals": {"aws:SourceVpc": "vpc-0123456789abcdef0"}}
+
+
+def test_an_existing_endpoint_of_s3_is_the_way_to_the_bucket(changed: Changed) -> None:
+    items = in_theirs(changed, "\n    s3_endpoint: vpce-0123456789abcdef0")
+    assert endpoints(items) == []
+    assert readers(items) == {"StringEquals": {"aws:SourceVpce": "vpce-0123456789abcdef0"}}
+
+
+def test_endpoints_are_made_in_an_existing_vpc_when_they_are_asked_for(changed: Changed) -> None:
+    assert endpoints(in_theirs(changed, "\n    make_endpoints: [ssm]")) == ["ssm-endpoint", "ssmmessages-endpoint"]
+    items = in_theirs(changed, f"{TABLES}\n    make_endpoints: [s3]")
+    assert endpoints(items) == ["s3-endpoint"]
+    assert items["s3-endpoint"].inputs["route_table_ids"] == ["rtb-0123456789abcdef0"]
+    assert readers(items) == {"StringEquals": {"aws:SourceVpce": Ref("s3-endpoint")}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mail_is_sent_of_a_bill_that_is_there_and_of_one_that_is_forecast(name: str) -> None:
+    (budget,) = of_kind(every(name), "budgets.Budget")
+    mails = budget.inputs["notifications"]
+    assert [(mail["notification_type"], mail["threshold"]) for mail in mails] == [
+        ("ACTUAL", 80),
+        ("ACTUAL", 100),
+        ("FORECASTED", 100),
     ]
+    assert {(*mail["subscriber_email_addresses"], mail["threshold_type"]) for mail in mails} == {
+        ("platform@example.com", "PERCENTAGE")
+    }
+
+
+def test_a_word_that_begins_like_one_of_capacity_s_is_none() -> None:
+    assert refused_for_capacity("api error InsufficientInstanceCapacity: We currently do not have sufficient capacity")
+    assert refused_for_capacity("api error Unsupported: Your requested instance type is not supported in your zone")
+    assert not refused_for_capacity("api error UnsupportedOperation: The instance configuration is not supported")
+    assert not refused_for_capacity("api error InsufficientInstanceCapacityLike")
 
 
 def refusal(zone: str, minute: int, instance: str = "p5.48xlarge") -> Refusal:

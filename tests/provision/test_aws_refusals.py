@@ -16,6 +16,10 @@ from tests.provision.conftest import IN_A_BLOCK, MACHINES, NAMES, fleet_of
 Changed = Callable[..., Fleet]
 PROJECT = Path(__file__).parents[2]
 
+THERE = (
+    "vpc: vpc-0123456789abcdef0\n"
+    "    subnets: {us-east-1a: subnet-0123456789abcdef0, us-east-1b: subnet-0123456789abcdef1}"
+)
 EFA = ("purchase: on-demand}\n", "purchase: on-demand}\n    efa: {}\n")
 BAD = {
     "no type of machine": (
@@ -166,6 +170,21 @@ SPEC = {
     "an old VPC without its subnets": (
         "aws-g6e",
         ("cidr: 10.60.0.0/16", "vpc: vpc-0123456789abcdef0"),
+        "SPEC-AWS-NETWORK",
+    ),
+    "an endpoint in a new VPC, which gets its own": (
+        "aws-g6e",
+        ("cidr: 10.60.0.0/16", "cidr: 10.60.0.0/16\n    make_endpoints: [ssm]"),
+        "SPEC-AWS-NETWORK",
+    ),
+    "an endpoint that is there and is made": (
+        "aws-g6e",
+        ("cidr: 10.60.0.0/16", f"{THERE}\n    s3_endpoint: vpce-0123456789abcdef0\n    make_endpoints: [s3]"),
+        "SPEC-AWS-NETWORK",
+    ),
+    "an endpoint of S3 on no route table": (
+        "aws-g6e",
+        ("cidr: 10.60.0.0/16", f"{THERE}\n    make_endpoints: [s3]"),
         "SPEC-AWS-NETWORK",
     ),
     "a bastion without a name": (

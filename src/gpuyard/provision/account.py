@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpuyard.catalog.rows import Quota
 from gpuyard.plan.judge import Finding
@@ -36,6 +36,14 @@ class Subnet:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    vpc: str
+    service: str
+    tables: frozenset[str] | None
+    """Route tables that lead to it; None: it needs none."""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineType:
     vcpus: int
     architectures: tuple[str, ...]
@@ -51,6 +59,8 @@ class Questions:
     types: tuple[str, ...]
     subnets: tuple[str, ...]
     quotas: tuple[str, ...]
+    s3: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By what the endpoint of S3 of a VPC that is there is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ class Answers:
     types: Mapping[str, MachineType]
     subnets: Mapping[str, Subnet]
     quotas: Mapping[str, float]
+    """Those that the account may be asked for."""
+    s3: Endpoint | None = None
 
 
 def to_make(items: Sequence[Wanted], fleet: str, there: frozenset[str]) -> list[Wanted]:
@@ -76,7 +88,20 @@ def questions(fleet: Fleet, new: Sequence[Wanted], quotas: Sequence[Quota]) -> Q
     given = [*(aws.network.subnets or {}).values(), *(aws.network.gateway_subnets or {}).values()]
     codes = {quota.code for item in machines for quota in _quotas_of(item, fleet, aws, quotas)}
     image = aws.image.id if machines else None
-    return Questions(image, tuple(sorted(types)), tuple(dict.fromkeys(given)) if new else (), tuple(sorted(codes)))
+    subnets = tuple(dict.fromkeys(given)) if new else ()
+    return Questions(image, tuple(sorted(types)), subnets, tuple(sorted(codes)), _way_to_s3(aws) if new else {})
+
+
+def _way_to_s3(aws: Aws) -> dict[str, str]:
+    if aws.network.vpc is None or aws.network.makes("s3"):
+        return {}
+    if aws.network.s3_endpoint:
+        return {"id": aws.network.s3_endpoint}
+    return {"vpc_id": aws.network.vpc, "service_name": _s3(aws)}
+
+
+def _s3(aws: Aws) -> str:
+    return f"com.amazonaws.{aws.region}.s3"
 
 
 def findings(
@@ -88,6 +113,7 @@ def findings(
     found = list(_of_image(aws, told)) if machines else []
     found += _of_types(fleet, aws, machines, told)
     found += _of_subnets(aws, new, told)
+    found += _of_s3(aws, told) if new and _way_to_s3(aws) else ()
     return [*found, *_of_quotas(fleet, aws, items, machines, told, quotas)]
 
 
@@ -184,6 +210,25 @@ def _of_subnets(aws: Aws, new: Sequence[Wanted], told: Answers) -> Iterator[Find
             have, need = f"{name} with {subnet.free} free addresses", f"{taken[zone]} for what is to be made there"
             change = f"name a larger subnet, or make {taken[zone] - subnet.free} fewer nodes in {zone}"
             yield _red("AWS-SUBNET-SMALL", f"aws.network.subnets.{zone}", have, need, change)
+
+
+def _of_s3(aws: Aws, told: Answers) -> Iterator[Finding]:
+    """Nodes read the bucket without a name: S3 has to know them by the endpoint or the VPC that they come through."""
+    named, vpc = aws.network.s3_endpoint, aws.network.vpc
+    where = "aws.network.s3_endpoint" if named else "aws.network.vpc"
+    need = f"an endpoint of {_s3(aws)} in {vpc}: nodes could read no model of the bucket without"
+    if told.s3 is None:
+        have = f"{named}, which is not there" if named else f"{vpc}, which has none of S3"
+        change = (
+            "make one, or set aws.network.make_endpoints to [s3], with route_tables: it lets our bucket alone through"
+        )
+        yield _red("AWS-S3-ENDPOINT", where, have, need, f"name one that is there, {change}" if named else change)
+    elif (told.s3.vpc, told.s3.service) != (vpc, _s3(aws)):
+        have = f"{named}, of {told.s3.service} in {told.s3.vpc}"
+        yield _red("AWS-S3-ENDPOINT", where, have, need, "name another one, or leave it out")
+    elif told.s3.tables is not None and (lacking := sorted({*aws.network.route_tables} - told.s3.tables)):
+        have = f"{', '.join(lacking)}, which the endpoint of S3 is not on"
+        yield _red("AWS-S3-ENDPOINT", "aws.network.route_tables", have, need, "put it on them, or name another one")
 
 
 def _addresses(aws: Aws, new: Sequence[Wanted]) -> Counter[str]:

@@ -61,7 +61,7 @@ def _vpc(aws: Aws) -> Ref | str:
 
 
 def _network(aws: Aws) -> Iterator[Wanted]:
-    """A new VPC with a private and a public subnet in each zone, and in any VPC the doors to S3 and the SSM."""
+    """A new VPC, a private and a public subnet in each zone, and its door to S3; in another the door if asked for."""
 
     def item(kind: str, name: str, inputs: dict[str, Any], after: tuple[str, ...] = ()) -> Wanted:
         return Wanted(kind, name, inputs, "network", after=after)
@@ -88,6 +88,8 @@ def _network(aws: Aws) -> Iterator[Wanted]:
             tables.append(Ref(f"private-{zone}-routes"))
             inputs = {"subnet_id": Ref(f"private-{zone}"), "route_table_id": Ref(f"private-{zone}-routes")}
             yield item("ec2.RouteTableAssociation", f"private-{zone}-association", inputs)
+    if not aws.network.makes("s3"):
+        return
     read = {
         "Effect": "Allow",
         "Principal": "*",  # a gateway endpoint knows no other; who may read what is said by the bucket
@@ -157,7 +159,7 @@ def _access(fleet: Fleet, aws: Aws) -> Iterator[Wanted]:
             "policy_arn": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
         }
         yield item("iam.RolePolicyAttachment", "node-ssm", inputs)
-        for service in _SSM:
+        for service in _SSM if aws.network.makes("ssm") else ():
             endpoint = {
                 "vpc_id": _vpc(aws),
                 "service_name": f"com.amazonaws.{aws.region}.{service}",
@@ -173,9 +175,9 @@ def _access(fleet: Fleet, aws: Aws) -> Iterator[Wanted]:
             "threshold_type": "PERCENTAGE",
             "subscriber_email_addresses": [aws.budget.email],
         }
-        inputs = {
         # AWS forecasts nothing before it has seen some five weeks of a bill.
         when = (("ACTUAL", 80), ("ACTUAL", 100), ("FORECASTED", 100))
+        inputs = {
             "name": fleet.name,
             "budget_type": "COST",
             "time_unit": "MONTHLY",

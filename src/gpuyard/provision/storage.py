@@ -24,13 +24,14 @@ def storage(aws: Aws, subnets: Mapping[str, Ref | str]) -> Iterator[Wanted]:
     )
     yield item("s3.BucketPublicAccessBlock", "models-shut", {"bucket": Ref("models"), **shut})
     objects = f"arn:aws:s3:::{aws.bucket}/*"
+    source, which = reads_through(aws)
     from_here = {
-        "Sid": "NodesReadThroughTheEndpoint",
+        "Sid": "NodesReadThroughTheEndpoint" if source == "aws:SourceVpce" else "NodesReadFromTheirVpc",
         "Effect": "Allow",
         "Principal": "*",
         "Action": "s3:GetObject",
         "Resource": objects,
-        "Condition": {"StringEquals": {"aws:SourceVpce": Ref("s3-endpoint")}},
+        "Condition": {"StringEquals": {source: which}},
     }
     only_tls = {
         "Sid": "NothingInTheClear",
@@ -64,6 +65,18 @@ def storage(aws: Aws, subnets: Mapping[str, Ref | str]) -> Iterator[Wanted]:
         for zone, subnet in subnets.items():
             inputs = {"file_system_id": Ref("efs"), "subnet_id": subnet, "security_groups": [Ref("storage-group")]}
             yield item("efs.MountTarget", f"efs-{zone}", inputs)
+
+
+def reads_through(aws: Aws) -> tuple[str, Ref | str]:
+    """Key and value of the condition under which S3 lets a node read.
+
+    Nodes ask without a name. S3 knows the VPC of who asks where the way leads through an endpoint, whichever it is.
+    """
+    if aws.network.makes("s3"):
+        return "aws:SourceVpce", Ref("s3-endpoint")
+    if aws.network.s3_endpoint:
+        return "aws:SourceVpce", aws.network.s3_endpoint
+    return "aws:SourceVpc", aws.network.vpc or ""
 
 
 def lustre_addresses(tib: float) -> int:

@@ -20,6 +20,7 @@ AmiId = Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")]
 VpcId = Annotated[str, Field(pattern=r"^vpc-[0-9a-f]{8,17}$")]
 SubnetId = Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")]
 RouteTableId = Annotated[str, Field(pattern=r"^rtb-[0-9a-f]{8,17}$")]
+EndpointId = Annotated[str, Field(pattern=r"^vpce-[0-9a-f]{8,17}$")]
 GATEWAY_ROOT_GIB = 30
 """Size of a gateway's root volume, in GiB: it holds a system and logs."""
 
@@ -59,17 +60,25 @@ class Network(Closed):
     cidr: Cidr | None = None
     """Addresses of a new VPC, e.g. 10.60.0.0/16; each zone gets a private and a public subnet of it."""
     vpc: VpcId | None = None
-    """An existing VPC. It keeps its routes; nothing in it is changed."""
+    """An existing VPC. Nothing in it is changed but what make_endpoints asks for."""
     subnets: dict[Zone, SubnetId] | None = None
     """Of an existing VPC: the private subnet of each zone."""
     gateway_subnets: dict[Zone, SubnetId] | None = None
     """Of an existing VPC: the subnet of each zone in which the load balancer stands; left out, the private ones."""
     route_tables: tuple[RouteTableId, ...] = ()
-    """Of an existing VPC: the route tables of its private subnets, for the endpoint of S3."""
+    """Of an existing VPC, with make_endpoints s3: the route tables of its private subnets, which get the way to S3."""
+    s3_endpoint: EndpointId | None = None
+    """Of an existing VPC: its endpoint of S3, the only one to read the bucket through; left out, any of this VPC."""
+    make_endpoints: tuple[Literal["s3", "ssm"], ...] = ()
+    """Of an existing VPC: endpoints to make in it, for the whole VPC; left out, none. A new VPC gets both."""
     subnet_bits: Annotated[int, Field(ge=16, le=28)] = 20
     """Length of the prefix of a new subnet: 20 holds 4,091 machines."""
     clients: tuple[Cidr, ...] = ()
     """Who outside may reach the gateway's port; left out, nobody: the load balancer is an internal one."""
+
+    def makes(self, service: Literal["s3", "ssm"]) -> bool:
+        """Whether the VPC gets an endpoint of this service from us."""
+        return self.vpc is None or service in self.make_endpoints
 
 
 class Access(Closed):

@@ -221,6 +221,21 @@ def _the_network_is_said_once(root: dict[str, object]) -> Iterator[Broken]:
         if missing:
             allowed = f"the private subnet of {', '.join(map(str, missing))} too"
             yield Broken("SPEC-AWS-NETWORK", ("aws", "network", "subnets"), f"{len(subnets)} subnets", allowed)
+    yield from _endpoints_are_said_once(network)
+
+
+def _endpoints_are_said_once(network: dict[str, object]) -> Iterator[Broken]:
+    made, path = network.get("make_endpoints"), ("aws", "network", "make_endpoints")
+    made = cast("list[object]", made if isinstance(made, list) else [])
+    given = network.get("s3_endpoint")
+    if network.get("vpc") is None and (made or given):
+        said = "make_endpoints" if made else "s3_endpoint"
+        yield Broken("SPEC-AWS-NETWORK", (*path[:2], said), "given with cidr", "left out: a new VPC gets its own")
+    elif "s3" in made and given:
+        yield Broken("SPEC-AWS-NETWORK", path, "s3 beside s3_endpoint", "one of both: it is there, or it is made")
+    elif "s3" in made and not network.get("route_tables"):
+        path = ("aws", "network", "route_tables")
+        yield Broken("SPEC-AWS-NETWORK", path, "none, with make_endpoints s3", "those of the private subnets")
 
 
 def _the_bastion_is_named(root: dict[str, object]) -> Iterator[Broken]:

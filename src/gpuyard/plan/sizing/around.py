@@ -37,7 +37,8 @@ def _parts(aws: Aws) -> Iterator[tuple[str, int]]:
     ours = len(aws.zones) if aws.network.cidr else 0
     yield "nat-gateway", ours
     yield "network-load-balancer", 1
-    yield "endpoint", _SESSION_ENDPOINTS * len(aws.zones) if aws.access.method == "ssm" else 0
+    sessions = aws.access.method == "ssm" and aws.network.makes("ssm")
+    yield "endpoint", _SESSION_ENDPOINTS * len(aws.zones) if sessions else 0
     # Each gateway to the world has one, and the load balancer one in each of its zones where clients are outside.
     yield "address", ours + (min(2, len(aws.zones)) if aws.network.clients else 0)
 
