@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -27,7 +28,7 @@ class Refusal(Closed):
 
 def refused_for_capacity(said: str) -> bool:
     """Whether a zone had no machine, by the words of the error."""
-    return any(code in said for code in CAPACITY_CODES)
+    return re.search(rf"\b({'|'.join(CAPACITY_CODES)})\b", said) is not None
 
 
 def zones_of(pool: Pool, fleet: Fleet) -> tuple[str, ...]:
