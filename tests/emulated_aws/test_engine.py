@@ -95,6 +95,7 @@ def test_the_handover_makes_an_inventory_over_sessions_of_the_systems_manager(p5
     assert told["ansible_host"] == machine["PrivateIpAddress"]
     assert f"--target {machine['InstanceId']}" in str(told["ansible_ssh_common_args"])
     assert told["nvme_cache_disks"] == 8
+    assert told["model_store_budget_gib"] == 25480
     assert (handover.shared_storage[0].kind, handover.shared_storage[0].path) == ("lustre", "/mnt/lustre")
     assert handover.endpoint.startswith("http://aws-p5en-gateway-")
 

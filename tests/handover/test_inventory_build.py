@@ -298,10 +298,13 @@ def test_nodes_of_aws_are_asked_by_the_gateways_and_close_before_their_block_end
 def test_a_node_is_held_to_the_local_disks_of_its_machine_and_one_of_which_nobody_knows_to_none(
     handed: Handed, lock: Lock
 ) -> None:
-    found = build(handed(lambda data: data["nodes"][1].update(nvme_disks=8)), lock).hostvars
+    found = build(handed(lambda data: data["nodes"][1].update(nvme={"disks": 8, "gb_each": 3800})), lock).hostvars
     assert found["lab-chat-0"]["nvme_cache_disks"] == 8
+    assert found["lab-chat-0"]["model_store_budget_gib"] == 25480
     for name in ("lab-chat-1", "lab-gateway-0"):
-        assert "nvme_cache_disks" not in found[name], "it would stand above what is said in group_vars"
+        assert not {"nvme_cache_disks", "model_store_budget_gib"} & set(found[name]), (
+            "it would stand above what is said in group_vars"
+        )
 
 
 def test_a_node_in_a_zone_fails_with_it_and_one_in_none_is_left_to_the_operator(handed: Handed, lock: Lock) -> None:

@@ -274,10 +274,12 @@ def test_a_node_in_a_capacity_block_is_handed_over_with_its_end(changed: Changed
 )
 def test_a_node_is_handed_over_with_the_local_disks_of_its_machine(instance: str, disks: int | None) -> None:
     """A gateway has none to be held to, of whatever type it is."""
-    found = {(node.role, node.nvme_disks) for node in handed_over(fleet_of("aws-p5en"), large=instance).nodes}
+    found = {
+        (node.role, node.nvme and node.nvme.disks) for node in handed_over(fleet_of("aws-p5en"), large=instance).nodes
+    }
     assert found == {("gateway", None), ("gpu", disks)}
     of_gateways = handed_over(fleet_of("aws-p5en"), large=instance, gateway="g6e.12xlarge")
-    assert {node.nvme_disks for node in of_gateways.nodes if node.role == "gateway"} == {None}
+    assert {node.nvme for node in of_gateways.nodes if node.role == "gateway"} == {None}
 
 
 def test_spot_reservation_and_capacity_block_stand_in_the_template(changed: Changed) -> None:

@@ -73,6 +73,12 @@ class Mirrors(Closed):
     models: ModelMirror
 
 
+class LocalDisks(Closed):
+    disks: Annotated[int, Field(ge=1, le=64)]
+    gb_each: Annotated[float, Field(gt=0)]
+    """10^9 bytes."""
+
+
 class Fabric(Closed):
     """The fast network between GPU nodes, as one node has it."""
 
@@ -100,7 +106,7 @@ class Node(Closed):
     """Failure domain that it stands in."""
     block_ends: Moment | None = None
     """When the Capacity Block ends that it runs in."""
-    nvme_disks: Annotated[int, Field(ge=1, le=64)] | None = None
+    nvme: LocalDisks | None = None
     """Local NVMe disks that its type of machine has; left out where nobody knows."""
     fabric: Fabric | None = None
     """The network to the other GPU nodes, where it is not the host's own."""

@@ -47,7 +47,7 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
         node |= {"instance_id": told["id"], "zone": told["zone"]}
         if node["role"] == "gpu":
             # Of the machine that is there: it stays as it was made, also where the spec asks for another type by now.
-            node["nvme_disks"] = nvme_disks_of(told.get("type"))
+            node["nvme"] = nvme_of(told.get("type"))
     storage = [("lustre", f"{files['dns_name']}@tcp:/{files['mount_name']}") for files in (made.lustre,) if files]
     storage += [("efs", f"{files['dns_name']}:/") for files in (made.efs,) if files]
     return Handover.model_validate(
@@ -80,10 +80,10 @@ def handover_of(fleet: Fleet, stack: str, digest: str, key: str, fingerprint: st
     )
 
 
-def nvme_disks_of(instance: str | None) -> int | None:
-    """How many local NVMe disks a type of machine has. None: the catalog does not know, or it has none."""
+def nvme_of(instance: str | None) -> dict[str, float] | None:
+    """The local NVMe disks of a type of machine. None: the catalog does not know, or it has none."""
     row = next((row for row in load_instances() if row.provider == "aws" and row.instance == instance), None)
-    return row.nvme["drives"] if row and row.nvme else None
+    return {"disks": row.nvme["drives"], "gb_each": row.nvme["gb_each"]} if row and row.nvme else None
 
 
 def fabric_of(pool: Pool) -> dict[str, object] | None:

@@ -16,6 +16,8 @@ from gpuyard.spec.aws import NOTICE_PORT
 from gpuyard.spec.errors import RefusedError
 
 LAB_PCI_ROOT = "/var/lib/gpuyard-lab/pci"
+MODELS_SHARE = 0.9
+"""Of local disks, what models may take: our choice, the rest is for the file system and what an engine compiles."""
 
 
 class InventoryError(RefusedError):
@@ -204,8 +206,9 @@ def _gpu_vars(node: Node, handover: Handover, lock: Lock) -> dict[str, object]:
     parts = [{"nccl": lock.engines[name].nccl, "cuda": lock.engines[name].cuda} for name in engines]
     if node.zone:
         found["failure_domain"] = node.zone  # what an upgrade's batch is kept within
-    if node.nvme_disks is not None:
-        found["nvme_cache_disks"] = node.nvme_disks  # a disk that fell off the bus would be missed by nobody
+    if node.nvme:
+        found["nvme_cache_disks"] = node.nvme.disks  # a disk that fell off the bus would be missed by nobody
+        found["model_store_budget_gib"] = int(node.nvme.disks * node.nvme.gb_each * 1e9 / 2**30 * MODELS_SHARE)
     if _is_told(handover):
         found |= {
             "node_notice_gateway_addresses": [gateway.address for gateway in gateways],
