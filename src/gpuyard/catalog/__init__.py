@@ -71,37 +71,37 @@ def load_catalog() -> Catalog:
 @cache
 def load_distributions() -> tuple[OperatingSystem, ...]:
     """That table of the catalog alone, for whom the others would only cost time."""
-    return _rows("distributions", OperatingSystem)
+    return _rows("distributions", TypeAdapter(tuple[OperatingSystem, ...]))
 
 
 @cache
 def load_repositories() -> tuple[Repository, ...]:
     """That table of the catalog alone, for whom the others would only cost time."""
-    return _rows("repositories", Repository)
+    return _rows("repositories", TypeAdapter(tuple[Repository, ...]))
 
 
 @cache
 def load_instances() -> tuple[Instance, ...]:
     """The machines of cloud providers; apart, because no lock needs them."""
-    return _rows("instances", Instance)
+    return _rows("instances", TypeAdapter(tuple[Instance, ...]))
 
 
 @cache
 def load_network_cards() -> tuple[NetworkCards, ...]:
     """The machines with more than one network card; apart, as the machines are."""
-    return _rows("network_cards", NetworkCards)
+    return _rows("network_cards", TypeAdapter(tuple[NetworkCards, ...]))
 
 
 @cache
 def load_lustre_clients() -> tuple[LustreClient, ...]:
     """What a provider's Lustre can be mounted from; apart, as the machines are."""
-    return _rows("lustre_clients", LustreClient)
+    return _rows("lustre_clients", TypeAdapter(tuple[LustreClient, ...]))
 
 
 @cache
 def load_quotas() -> tuple[Quota, ...]:
     """What a provider lets run at once; apart, as the machines are."""
-    return _rows("quotas", Quota)
+    return _rows("quotas", TypeAdapter(tuple[Quota, ...]))
 
 
 # The tables are our own and large, and every command reads them: libyaml, which PyYAML has, is ten times as fast as the
@@ -114,8 +114,8 @@ def _reader() -> Any:
     return type("_Reader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"yaml_implicit_resolvers": kept})
 
 
-def _rows[R: Row](name: str, row: type[R]) -> tuple[R, ...]:
-    return TypeAdapter(tuple[row, ...]).validate_json(json.dumps(_read(name)))
+def _rows[R: Row](name: str, rows: TypeAdapter[tuple[R, ...]]) -> tuple[R, ...]:
+    return rows.validate_json(json.dumps(_read(name)))
 
 
 def _read(name: str) -> object:
