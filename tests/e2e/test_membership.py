@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpuyard.lab.own_fleet import LOST, OwnFleet, Run, load, own_fleet
+from gpuyard.lab.own_fleet import LOST, OwnFleet, Run, load, own_fleet, wait
 from tools.project import PROJECT
 
 from .conftest import MODEL
@@ -92,14 +92,15 @@ def test_a_node_is_removed_from_service_and_brought_back(fleet: OwnFleet) -> Non
     unit = f"vllm@{MODEL}.service"
     with load(fleet) as told:
         fleet.played("operate/remove_node", "--limit", SECOND)
-        assert servers(fleet)[SECOND] == "DOWN", "no engine answers there any more"
+        wait("the gateway to see that no engine answers there", lambda: servers(fleet)[SECOND] == "DOWN")
         states = fleet.on(SECOND, f"systemctl is-active {unit}; systemctl is-enabled {unit} 2>&1; true").split()
         assert states[0] == "inactive"
         assert "enabled" not in states
         assert "remove_node.yml" in fleet.on(SECOND, "cat /var/lib/gpuyard/removed")
         assert fleet.on(SECOND, "ls /var/lib/models").strip(), "models stay without consent"
         fleet.played("site", "--limit", SECOND)
-        assert servers(fleet)[SECOND] == "DRAIN", "it serves again, and is opened by who says so"
+        # It serves again, and is opened by who says so.
+        wait("the gateway to see that its engine answers", lambda: servers(fleet)[SECOND] == "DRAIN")
         fleet.played("operate/undrain_node", "--limit", SECOND)
         assert servers(fleet) == dict.fromkeys((FIRST, SECOND, THIRD), "UP")
     assert not any(told[name] for name in LOST)
