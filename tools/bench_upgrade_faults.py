@@ -51,7 +51,7 @@ class Row:
     end: str
     fresh: bool = False
     """Whether the node has none of the new driver's packages yet."""
-    sooner: str = ""
+    sooner: str | None = None
     """How else it ends, where the fault is faster than what it is to break."""
 
     @property
