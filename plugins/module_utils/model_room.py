@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +45,21 @@ def record_of(version: Path) -> Path:
     return version.with_name(f".{version.name}.stat")
 
 
-def held_in(root: Path) -> list[Held]:
-    """Every version of every model, and every remain."""
-    found = []
+def folders_in(root: Path) -> Iterator[Path]:
+    """The folder of every version of every model, and every remain."""
     for home in sorted(root.iterdir()) if root.is_dir() else []:
         for path in sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else []:
             if path.is_dir() and not path.is_symlink():
-                record = record_of(path)
-                used = (record if record.is_file() else path).stat().st_mtime
-                found.append(Held(path, size_of(path), 0.0 if path.name.startswith(".") else used))
+                yield path
+
+
+def held_in(root: Path) -> list[Held]:
+    """The same with what each takes, for which every file is looked at."""
+    found = []
+    for path in folders_in(root):
+        record = record_of(path)
+        used = (record if record.is_file() else path).stat().st_mtime
+        found.append(Held(path, size_of(path), 0.0 if path.name.startswith(".") else used))
     return found
 
 
@@ -118,8 +124,8 @@ def give_up(path: Path) -> None:
     record_of(path).unlink(missing_ok=True)
 
 
-def mark_used(held: Sequence[Path], texts: Sequence[str]) -> None:
-    """Write down that units use these versions now."""
-    for path in held:
+def mark_used(root: Path, texts: Sequence[str]) -> None:
+    """Write down which versions units use now."""
+    for path in folders_in(root):
         if any(str(path) in text for text in texts) and record_of(path).is_file():
             os.utime(record_of(path))

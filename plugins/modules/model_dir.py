@@ -323,7 +323,7 @@ def store_model(arguments: dict, check_mode: bool) -> dict:
     old = model.superseded(arguments["keep"], texts)
     if not check_mode:
         model.remember()
-        mark_used([held.path for held in held_in(Path(arguments["root"]))], texts)
+        mark_used(Path(arguments["root"]), texts)
         for path in old:
             give_up(path)
         if arguments["read_ahead"]:
