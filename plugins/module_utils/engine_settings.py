@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import sync_folder
+
 SETTINGS = "etc/vllm"
 UNITS = "etc/systemd/system"
 KEPT = "var/lib/gpuyard/engines-before"
@@ -78,7 +80,7 @@ def keep(root: Path) -> bool:
     _write(half / MANIFEST, json.dumps(now, indent=1).encode(), 0o600)
     shutil.rmtree(kept, ignore_errors=True)
     half.replace(kept)
-    _sync(kept.parent)
+    sync_folder(kept.parent)
     return True
 
 
@@ -102,7 +104,7 @@ def restore(root: Path) -> list[str]:
         half = path.with_name(f".{path.name}.gpuyard")
         _write(half, (kept / name).read_bytes(), (kept / name).stat().st_mode & 0o777)
         half.replace(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     return changed
 
 
@@ -130,11 +132,3 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

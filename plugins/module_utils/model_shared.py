@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import sync_folder
 from ansible_collections.gpuyard.fleet.plugins.module_utils.model_room import GIB, SPARE
 from ansible_collections.gpuyard.fleet.plugins.module_utils.model_verify import (
     BLOCK,
@@ -221,13 +222,13 @@ class Shared:
         for path in [draft, self.partial, *(path for path in self.partial.rglob("*") if path.is_dir())]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         draft.replace(self.partial / MANIFEST)
-        _sync(self.partial)
+        sync_folder(self.partial)
         try:
             self.partial.rename(self.version)
         except OSError:
             if not self._is_there():  # nobody else was sooner
                 raise
-        _sync(self.home)
+        sync_folder(self.home)
 
 
 class Lock:
@@ -348,14 +349,6 @@ def _digest(path: Path, tell: Tell) -> str:
     except (FileNotFoundError, ModelError):
         return ""
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _token() -> str:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuyard.fleet.plugins.module_utils.kept_note import sync_folder
 from ansible_collections.gpuyard.fleet.plugins.module_utils.model_ahead import MEMINFO, SHARE, available, read_ahead
 from ansible_collections.gpuyard.fleet.plugins.module_utils.model_room import (
     GIB,
@@ -220,7 +221,7 @@ class Model:
         (self.staging / MANIFEST).write_bytes(raw)
         for path in [self.staging / MANIFEST, self.staging, *(p for p in self.staging.rglob("*") if p.is_dir())]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _sync(path)
+            sync_folder(path)
         if self.path.exists():
             old = self.home / f".{self.path.name}.old"
             shutil.rmtree(old, ignore_errors=True)
@@ -229,7 +230,7 @@ class Model:
             shutil.rmtree(old)
         else:
             self.staging.rename(self.path)
-        _sync(self.home)
+        sync_folder(self.home)
 
     def _is_there(self, path: str, digest: str) -> bool:
         file = self.staging / path
@@ -244,14 +245,6 @@ class Model:
         versions = [path for path in folders if not path.name.startswith(".")]
         others = sorted((path for path in versions if path != self.path), key=lambda path: -path.stat().st_mtime)
         return remains + [path for path in others[keep - 1 :] if not any(str(path) in text for text in texts)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_room(arguments: dict, model: Model, need: int, texts: list[str]) -> list[Path]:

@@ -409,7 +409,7 @@ def test_a_process_that_cannot_be_ended_is_left_behind_and_holds_nothing_open(tm
     program.write_text(
         "import sys, time, os, signal\n"
         f"sys.path.insert(0, {str(Path(model_shared.__file__).parents[2])!r})\n"
-        "import tests.serving.conftest\n"
+        "import tests.conftest, tests.serving.conftest\n"
         "from plugins.module_utils import model_watched\n"
         "real, model_watched.os.kill = os.kill, lambda *_: None\n"
         "try:\n"
